@@ -1,0 +1,617 @@
+//! What a host implements: three small traits, their sum [`Backend`], and the types of the orders they carry.
+//!
+//! | trait | what the host gives | an emulated-only host |
+//! |---|---|---|
+//! | [`GuestMemory`] | loads and stores in the VM's physical address space, message-signalled interrupts | implements it |
+//! | [`Interrupts`] | interrupt wires, and which kinds of interrupt there are | implements it |
+//! | [`PhysicalIommu`] | contexts, invalidations and fences on the physical IOMMU | takes [`NoPhysical`] |
+//!
+//! A type that implements all three is a [`Backend`]; [`Parts`] makes one of three separate values. A wrapper that
+//! traces, fans out or injects faults wraps one of the three.
+//!
+//! # Locks
+//!
+//! A `VIommu` is `Send` and needs one lock per instance. The order is: device model, vIOMMU, physical driver and
+//! interrupt controller. The crate calls a backend while its own lock is held, so no backend method may call back
+//! into the same vIOMMU; a physical fault handler copies what it drained into a queue of the host and calls
+//! [`report_fault`](crate::VIommu::report_fault) later, without the driver's lock.
+//!
+//! # A complete small host
+//!
+//! Everything a host with emulated devices only has to write:
+//!
+//! ```
+//! use riscv_viommu::{
+//!     Config, Gpa, GuestMemory, InterruptKinds, Interrupts, MemoryFault, NoPhysical, Parts, Post, VIommu, Width,
+//! };
+//!
+//! /// Guest RAM: 64-bit words from guest-physical address 0x8000_0000 on.
+//! struct Ram(Vec<u64>);
+//!
+//! impl Ram {
+//!     /// Where `words` words at `at` lie, if this guest has memory there.
+//!     fn range(&self, at: Gpa, words: usize) -> Result<std::ops::Range<usize>, MemoryFault> {
+//!         let offset = at.get().checked_sub(0x8000_0000).ok_or(MemoryFault::Access)?;
+//!         let first = usize::try_from(offset / 8).map_err(|_| MemoryFault::Access)?;
+//!         let range = first..first.checked_add(words).ok_or(MemoryFault::Access)?;
+//!         self.0.get(range.clone()).map(|_| range).ok_or(MemoryFault::Access)
+//!     }
+//! }
+//!
+//! impl GuestMemory for Ram {
+//!     fn load(&self, at: Gpa, out: &mut [u64]) -> Result<(), MemoryFault> {
+//!         // Where vCPUs run beside this, each word is one atomic load.
+//!         out.copy_from_slice(&self.0[self.range(at, out.len())?]);
+//!         Ok(())
+//!     }
+//!
+//!     fn store(&mut self, at: Gpa, words: &[u64]) -> Result<(), MemoryFault> {
+//!         let range = self.range(at, words.len())?;
+//!         self.0[range].copy_from_slice(words);
+//!         Ok(())
+//!     }
+//!
+//!     fn post(&mut self, at: Gpa, data: u32, _why: Post) -> Result<(), MemoryFault> {
+//!         // A host with an interrupt controller looks first whether `at` is one of this VM's interrupt files.
+//!         let word = self.range(Gpa::new(at.get() & !7), 1)?.start;
+//!         let shift = (at.get() & 4) * 8;
+//!         self.0[word] = self.0[word] & !(0xffff_ffff << shift) | u64::from(data) << shift;
+//!         Ok(())
+//!     }
+//! }
+//!
+//! struct NoWires;
+//!
+//! impl Interrupts for NoWires {
+//!     fn kinds(&self) -> InterruptKinds {
+//!         InterruptKinds::Msi
+//!     }
+//!
+//!     fn set_wire(&mut self, _vector: u8, _level: bool) {}
+//! }
+//!
+//! let host = Parts { memory: Ram(vec![0; 0x1000]), interrupts: NoWires, physical: NoPhysical };
+//! let mut iommu: VIommu<_> = VIommu::new(host);
+//! iommu.start(&Config::emulated())?;
+//! assert_eq!(iommu.read(0, Width::U32) & 0xff, 0x10); // capabilities.version
+//! # Ok::<(), riscv_viommu::ConfigError>(())
+//! ```
+//!
+//! # Two vIOMMUs, one driver
+//!
+//! Each vIOMMU owns a handle that names its VM; the driver behind the lock is shared. The handle is where the GSCID
+//! comes in, so no order of one VM can carry another's.
+//!
+//! ```
+//! use riscv_viommu::{
+//!     Applied, Capabilities, Completion, Context, FenceScope, Gscid, HostCapabilities, Invalidation, OrderError,
+//!     PhysicalIommu, SecondStageMode, Ticket,
+//! };
+//! use std::sync::{Arc, Mutex};
+//!
+//! /// The host's driver of one physical IOMMU.
+//! #[derive(Default)]
+//! struct Driver {
+//!     log: Vec<String>,
+//! }
+//!
+//! /// What one VM's vIOMMU owns: the driver, shared, and the VM's own GSCID.
+//! struct VmHandle {
+//!     driver: Arc<Mutex<Driver>>,
+//!     gscid: Gscid,
+//! }
+//!
+//! impl VmHandle {
+//!     fn with(&self, order: std::fmt::Arguments<'_>) {
+//!         let line = format!("gscid {}: {order}", self.gscid.get());
+//!         self.driver.lock().unwrap().log.push(line);
+//!     }
+//! }
+//!
+//! impl PhysicalIommu for VmHandle {
+//!     type Device = u32; // the physical device_id
+//!
+//!     fn capabilities(&self) -> HostCapabilities {
+//!         let register = Capabilities::new().with_sv39(true).with_sv39x4(true).with_pas(56);
+//!         HostCapabilities::new(register, SecondStageMode::Sv39x4).with_svnapot(true).with_coherent(true)
+//!     }
+//!
+//!     fn adopt(&mut self, _device: u32) -> Result<HostCapabilities, OrderError> {
+//!         Ok(self.capabilities())
+//!     }
+//!
+//!     fn set_context(&mut self, device: u32, new: &Context) -> Result<Applied, OrderError> {
+//!         self.with(format_args!("device {device:#x} {new:?}"));
+//!         Ok(Applied::Switched)
+//!     }
+//!
+//!     fn invalidate(&mut self, orders: &[Invalidation<u32>]) -> Result<(), OrderError> {
+//!         self.with(format_args!("invalidate {orders:?}"));
+//!         Ok(())
+//!     }
+//!
+//!     fn fence(&mut self, _upto: Ticket, _scope: FenceScope) -> Result<Completion, OrderError> {
+//!         Ok(Completion::Done)
+//!     }
+//!
+//!     fn release(&mut self, _device: u32) {}
+//! }
+//!
+//! let driver = Arc::new(Mutex::new(Driver::default()));
+//! let mut first = VmHandle { driver: driver.clone(), gscid: Gscid::new(1).unwrap() };
+//! let mut second = VmHandle { driver: driver.clone(), gscid: Gscid::new(2).unwrap() };
+//! first.set_context(0x10, &Context::Blocked).unwrap();
+//! second.invalidate(&[Invalidation::FirstStage]).unwrap();
+//! assert_eq!(
+//!     driver.lock().unwrap().log,
+//!     ["gscid 1: device 0x10 Blocked", "gscid 2: invalidate [FirstStage]"],
+//! );
+//! ```
+
+use core::convert::Infallible;
+use core::fmt::Debug;
+
+use crate::addr::{Gpa, Iova, Ppn};
+use crate::error::{MemoryFault, OrderError};
+use crate::id::{FirstStageMode, Pscid, SecondStageMode};
+use crate::regs::{Capabilities, Igs};
+
+/// The memory of the VM that drives this vIOMMU, and where its message-signalled interrupts go.
+///
+/// Addresses are guest-physical ([`Gpa`]). Whatever is not memory of this guest that a device may use is
+/// [`MemoryFault::Access`], the vIOMMU's own register page and other emulated MMIO included: the crate must not be
+/// entered again from here. Memory is written only for queue records, fence data and interrupts, and never from
+/// [`read`](crate::VIommu::read). A host that tracks dirty pages marks what `store` and `post` write.
+pub trait GuestMemory {
+    /// Reads `out.len()` 64-bit words from `at`, which is a multiple of 8.
+    ///
+    /// Each word is one atomic load and arrives as the little-endian number it is in memory; the crate swaps where
+    /// the guest chose big-endian. A command queue's words are loaded with acquire ordering, or the call is made by
+    /// the vCPU that rang.
+    ///
+    /// # Errors
+    /// [`MemoryFault`] if any of the words can not be read; `out` is then not looked at.
+    fn load(&self, at: Gpa, out: &mut [u64]) -> Result<(), MemoryFault>;
+
+    /// Writes `words` to `at`, which is a multiple of 8: all or nothing, release-ordered after earlier stores.
+    ///
+    /// # Errors
+    /// [`MemoryFault`] if nothing was written: there is no memory, it is read-only or shared, or it can not be marked
+    /// dirty where that is needed.
+    fn store(&mut self, at: Gpa, words: &[u64]) -> Result<(), MemoryFault>;
+
+    /// Writes 4 bytes to `at`, a multiple of 4: guest memory or one of **this VM's** interrupt files, nothing else.
+    ///
+    /// `data` is the little-endian number that belongs in memory.
+    ///
+    /// # Errors
+    /// [`MemoryFault`] if nothing was written.
+    fn post(&mut self, at: Gpa, data: u32, why: Post) -> Result<(), MemoryFault>;
+
+    /// Stores `value` at `offset` of a page that shows the guest the registers, so that its loads need not trap.
+    ///
+    /// Called only with [`Config::mirror`](crate::Config::mirror). The page is a dedicated zeroed one, read-only to
+    /// the guest, absent from the second stage of devices, and never read back. The store is 4 bytes wide, release-
+    /// ordered after the stores to guest memory it announces; the `post` or `set_wire` that signals it comes later.
+    fn publish(&mut self, offset: u16, value: u32) {
+        let _ = (offset, value);
+    }
+}
+
+/// What a [`GuestMemory::post`] is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Post {
+    /// The data of an IOFENCE.C with AV.
+    FenceData,
+    /// An interrupt of the IOMMU itself.
+    Interrupt,
+}
+
+/// The interrupt wires of the vIOMMU.
+pub trait Interrupts {
+    /// Which kinds of interrupt the platform gives this vIOMMU; read once, by [`start`](crate::VIommu::start).
+    fn kinds(&self) -> InterruptKinds;
+
+    /// Sets wire `vector`, 0 to 15, to `level`. Called on changes only, and never if there are no wires.
+    fn set_wire(&mut self, vector: u8, level: bool);
+}
+
+/// Which kinds of interrupt there are; becomes `capabilities.IGS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum InterruptKinds {
+    /// Messages, through [`GuestMemory::post`].
+    Msi,
+    /// Wires, through [`Interrupts::set_wire`].
+    Wired,
+    /// Both, the guest chooses.
+    Both,
+}
+
+impl InterruptKinds {
+    pub(crate) const fn igs(self) -> Igs {
+        match self {
+            Self::Msi => Igs::Msi,
+            Self::Wired => Igs::Wsi,
+            Self::Both => Igs::Both,
+        }
+    }
+}
+
+/// The host's physical IOMMU, as far as it serves this VM.
+///
+/// Orders are typed and checked; none carries a word of the guest's commands, a GSCID or a guest device id. GSCID,
+/// `iohgatp`, `msiptp` and physical ids are the host's alone: one GSCID for each vIOMMU and physical IOMMU, and one
+/// second-stage root, MSI table, mask and pattern for each GSCID. A [`Device`](Self::Device) belongs to one vIOMMU.
+///
+/// # Errors
+///
+/// * [`OrderError::Busy`]: nothing was done; the crate asks again from [`run`](crate::VIommu::run).
+/// * [`OrderError::Refused`]: part of it was done. A refused batch of invalidations is issued once more as
+///   [`Invalidation::Everything`]; if that is refused too, every device is blocked until
+///   [`reset`](crate::VIommu::reset). A refused context is followed by [`Context::Blocked`].
+/// * [`OrderError::Fatal`]: the crate tries to block every device, gives no further order until it is reset, and says
+///   [`Health::Failed`](crate::Health::Failed). The guest's fence stays incomplete; the host stops the VM.
+pub trait PhysicalIommu {
+    /// Names one physical function (or a group that shares an alias) on one physical IOMMU.
+    type Device: Copy + Eq + Debug;
+
+    /// What every physical IOMMU that a device of this VM may sit behind can do: the intersection.
+    fn capabilities(&self) -> HostCapabilities;
+
+    /// Takes a device into this VM's care: prepares what blocking it needs, so that [`Context::Blocked`] can not fail
+    /// later, and reserves the GSCID. Answers what the IOMMU of this device can do.
+    ///
+    /// A device may be adopted only if nothing of its last owner is left: its faults and page requests are drained
+    /// and its translations gone, also from the device's own cache.
+    ///
+    /// # Errors
+    /// Any [`OrderError`]; the device then stays what it was.
+    fn adopt(&mut self, device: Self::Device) -> Result<HostCapabilities, OrderError>;
+
+    /// Makes `new` the context of `device`. Never waits.
+    ///
+    /// The old context may stay in use until the next completed fence; a mixture of both never is. The crate follows
+    /// every change with [`Invalidation::Device`]. Blocking must work always (for a vanished device it is `Ok`) or
+    /// be `Fatal`; rule UPD-07 says how to block without harm to other tenants. A host that can not go from the old
+    /// context to the new without a blocked state in between blocks, answers [`Applied::Blocked`], and is called
+    /// again after an invalidation and a fence.
+    ///
+    /// # Errors
+    /// Any [`OrderError`].
+    fn set_context(&mut self, device: Self::Device, new: &Context) -> Result<Applied, OrderError>;
+
+    /// Drops what is cached, in order. May return before it is done: [`fence`](Self::fence) tells.
+    ///
+    /// The host puts its own GSCID in. It may drop more than it is asked to, within that GSCID and its devices, but
+    /// not less: where the IOMMU has no range or non-leaf invalidation, it issues several commands or a wider one.
+    ///
+    /// # Errors
+    /// Any [`OrderError`].
+    fn invalidate(&mut self, orders: &[Invalidation<Self::Device>]) -> Result<(), OrderError>;
+
+    /// Makes sure every order before it is complete, and the device accesses `scope` names are globally visible.
+    ///
+    /// [`Completion::Pending`] is followed by [`fence_done`](crate::VIommu::fence_done) with the ticket. Tickets only
+    /// grow, also across resets.
+    ///
+    /// # Errors
+    /// Any [`OrderError`].
+    fn fence(&mut self, upto: Ticket, scope: FenceScope) -> Result<Completion, OrderError>;
+
+    /// Gives a device back. It is blocked, what was cached for it is dropped, and a fence has completed since.
+    fn release(&mut self, device: Self::Device);
+}
+
+/// A host: guest memory, interrupts and the physical IOMMU. Implemented for every type that implements the three.
+pub trait Backend: GuestMemory + Interrupts + PhysicalIommu {}
+
+impl<T: GuestMemory + Interrupts + PhysicalIommu> Backend for T {}
+
+/// What the physical side can do for nested translation.
+///
+/// `capabilities` is the physical register; the rest no register shows. What is not stated is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about the host")]
+pub struct HostCapabilities {
+    /// The physical IOMMU's `capabilities` register. Only fields on the crate's allow-list are looked at.
+    pub capabilities: Capabilities,
+    /// The scheme of the second stage that the host puts under this VM's devices. Its input width bounds the
+    /// physical address size the guest is shown.
+    pub second_stage: SecondStageMode,
+    /// 64-KiB NAPOT leaf entries work. They are mandatory in every IOMMU, but some silently mistranslate them.
+    pub svnapot: bool,
+    /// The contexts the host builds have `SXL = 0`: `fctl.GXL` is 0.
+    pub rv64: bool,
+    /// Leaf entries of the second stage that hold guest tables are writable with A and D set (or `GADE` is on), so
+    /// that the IOMMU may update A and D bits in them.
+    pub leaves_dirty: bool,
+    /// Device accesses that bypass the caches (a first-stage memory type, PCIe No Snoop) can not see stale memory of
+    /// another tenant: the interconnect is coherent for them, or the host flushes pages on entering and leaving a VM.
+    pub coherent: bool,
+}
+
+impl HostCapabilities {
+    /// A host whose physical register reads `capabilities` and that uses `second_stage`, with nothing else stated
+    /// but RV64 contexts.
+    #[must_use]
+    pub const fn new(capabilities: Capabilities, second_stage: SecondStageMode) -> Self {
+        Self { capabilities, second_stage, svnapot: false, rv64: true, leaves_dirty: false, coherent: false }
+    }
+
+    /// States [`svnapot`](Self::svnapot).
+    #[must_use]
+    pub const fn with_svnapot(self, svnapot: bool) -> Self {
+        Self { svnapot, ..self }
+    }
+
+    /// States [`rv64`](Self::rv64).
+    #[must_use]
+    pub const fn with_rv64(self, rv64: bool) -> Self {
+        Self { rv64, ..self }
+    }
+
+    /// States [`leaves_dirty`](Self::leaves_dirty).
+    #[must_use]
+    pub const fn with_leaves_dirty(self, leaves_dirty: bool) -> Self {
+        Self { leaves_dirty, ..self }
+    }
+
+    /// States [`coherent`](Self::coherent).
+    #[must_use]
+    pub const fn with_coherent(self, coherent: bool) -> Self {
+        Self { coherent, ..self }
+    }
+}
+
+/// How the hardware is to treat a device's requests. Host-owned fields (GSCID, `iohgatp`, MSI table, QoS, `GADE`,
+/// `DTF`, custom bits) are not in it: the host puts its own in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Context {
+    /// No access reaches memory, and a Page Request is answered with Invalid Request.
+    Blocked,
+    /// The host's second stage alone translates.
+    SecondStageOnly {
+        /// Requests that carry a `process_id` are translated too (`PDTV = 1`, `pdtp` Bare); else they are disallowed
+        /// (`PDTV = 0`, `iosatp` Bare).
+        process_ids: bool,
+    },
+    /// The guest's first stage, nested under the host's second stage (`PDTV = 0`).
+    FirstStage(FirstStage),
+}
+
+/// A guest's first stage: the fields of a device context that may come from the guest (rule MRG-06).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct FirstStage {
+    /// `iosatp.MODE`.
+    pub mode: FirstStageMode,
+    /// `iosatp.PPN`, a guest-physical page: the second stage translates it.
+    pub root: Ppn,
+    /// `ta.PSCID`.
+    pub pscid: Pscid,
+    /// `tc.SADE`: hardware updates A and D bits of the guest's tables.
+    pub sade: bool,
+    /// `tc.SBE`: the guest's tables are big-endian.
+    pub sbe: bool,
+}
+
+/// What [`PhysicalIommu::set_context`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Applied {
+    /// The new context is in place.
+    Switched,
+    /// The device is blocked; the new context needs another call after an invalidation and a fence.
+    Blocked,
+}
+
+/// What is to be dropped from the physical IOMMU's caches, all within this VM's own GSCID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Invalidation<D> {
+    /// All of one device: `IODIR.INVAL_DDT` for it, `IOTINVAL.VMA` and `IOTINVAL.GVMA` for the whole GSCID.
+    Device(D),
+    /// First-stage translations of a range of pages.
+    Pages(Pages),
+    /// First-stage translations of one PSCID, except global ones: `IOTINVAL.VMA` with PSCV = 1, AV = 0.
+    AddressSpace(Pscid),
+    /// All first-stage translations, global ones included: `IOTINVAL.VMA` with PSCV = 0, AV = 0.
+    FirstStage,
+    /// All of the above for every device of this VM, and the second stage (`IOTINVAL.GVMA`).
+    Everything,
+}
+
+/// A range of first-stage pages: `IOTINVAL.VMA` with AV = 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Pages {
+    /// First byte of the first page.
+    pub first: Iova,
+    /// First byte of the last page; the range includes this page.
+    pub last: Iova,
+    /// Only this address space, except global translations; `None`: every one, global translations included.
+    pub pscid: Option<Pscid>,
+    /// Non-leaf entries on the way to these pages too.
+    pub non_leaf: bool,
+}
+
+impl Pages {
+    /// The pages from the one that holds `first` to the one that holds `last`, leaf entries only.
+    #[must_use]
+    pub const fn new(first: Iova, last: Iova, pscid: Option<Pscid>) -> Self {
+        Self { first: first.page(), last: last.page(), pscid, non_leaf: false }
+    }
+}
+
+/// Names one fence. The crate counts them up, from [`new`](crate::VIommu::new) on and across resets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(u64);
+
+impl Ticket {
+    pub(crate) const FIRST: Self = Self(0);
+
+    /// The number, for a host that stores it.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The ticket with this number.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    pub(crate) const fn next(self) -> Self {
+        // 2^64 fences do not happen.
+        Self(self.0.wrapping_add(1))
+    }
+}
+
+/// Which device accesses a fence makes globally visible, beyond completing the orders before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct FenceScope {
+    /// `PR`: reads.
+    pub reads: bool,
+    /// `PW`: writes.
+    pub writes: bool,
+}
+
+impl FenceScope {
+    /// Reads and writes.
+    pub const ALL: Self = Self { reads: true, writes: true };
+
+    /// The scope of an IOFENCE.C with these `PR` and `PW` bits.
+    #[must_use]
+    pub const fn new(reads: bool, writes: bool) -> Self {
+        Self { reads, writes }
+    }
+}
+
+/// What [`PhysicalIommu::fence`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Completion {
+    /// Everything before the fence is complete.
+    Done,
+    /// [`fence_done`](crate::VIommu::fence_done) will be called.
+    Pending,
+}
+
+/// How a pending fence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FenceOutcome {
+    /// Everything before the fence is complete.
+    Complete,
+    /// As `Complete`, but a device did not answer an ATS invalidation in time.
+    AtsTimeout,
+    /// It can not be told whether the orders before the fence are complete; as [`OrderError::Fatal`].
+    Failed,
+}
+
+/// A [`Backend`] made of three values.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "hosts build it by naming the three")]
+pub struct Parts<M, I, P> {
+    /// Guest memory.
+    pub memory: M,
+    /// Interrupt wires.
+    pub interrupts: I,
+    /// The physical IOMMU, or [`NoPhysical`].
+    pub physical: P,
+}
+
+impl<M: GuestMemory, I, P> GuestMemory for Parts<M, I, P> {
+    fn load(&self, at: Gpa, out: &mut [u64]) -> Result<(), MemoryFault> {
+        self.memory.load(at, out)
+    }
+
+    fn store(&mut self, at: Gpa, words: &[u64]) -> Result<(), MemoryFault> {
+        self.memory.store(at, words)
+    }
+
+    fn post(&mut self, at: Gpa, data: u32, why: Post) -> Result<(), MemoryFault> {
+        self.memory.post(at, data, why)
+    }
+
+    fn publish(&mut self, offset: u16, value: u32) {
+        self.memory.publish(offset, value);
+    }
+}
+
+impl<M, I: Interrupts, P> Interrupts for Parts<M, I, P> {
+    fn kinds(&self) -> InterruptKinds {
+        self.interrupts.kinds()
+    }
+
+    fn set_wire(&mut self, vector: u8, level: bool) {
+        self.interrupts.set_wire(vector, level);
+    }
+}
+
+impl<M, I, P: PhysicalIommu> PhysicalIommu for Parts<M, I, P> {
+    type Device = P::Device;
+
+    fn capabilities(&self) -> HostCapabilities {
+        self.physical.capabilities()
+    }
+
+    fn adopt(&mut self, device: Self::Device) -> Result<HostCapabilities, OrderError> {
+        self.physical.adopt(device)
+    }
+
+    fn set_context(&mut self, device: Self::Device, new: &Context) -> Result<Applied, OrderError> {
+        self.physical.set_context(device, new)
+    }
+
+    fn invalidate(&mut self, orders: &[Invalidation<Self::Device>]) -> Result<(), OrderError> {
+        self.physical.invalidate(orders)
+    }
+
+    fn fence(&mut self, upto: Ticket, scope: FenceScope) -> Result<Completion, OrderError> {
+        self.physical.fence(upto, scope)
+    }
+
+    fn release(&mut self, device: Self::Device) {
+        self.physical.release(device);
+    }
+}
+
+/// The physical side of a host that has none: no device can be named, so none can be attached.
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "a unit")]
+pub struct NoPhysical;
+
+impl PhysicalIommu for NoPhysical {
+    type Device = Infallible;
+
+    fn capabilities(&self) -> HostCapabilities {
+        HostCapabilities::new(Capabilities::new(), SecondStageMode::Sv39x4)
+    }
+
+    fn adopt(&mut self, device: Infallible) -> Result<HostCapabilities, OrderError> {
+        match device {}
+    }
+
+    fn set_context(&mut self, device: Infallible, _new: &Context) -> Result<Applied, OrderError> {
+        match device {}
+    }
+
+    fn invalidate(&mut self, _orders: &[Invalidation<Infallible>]) -> Result<(), OrderError> {
+        Ok(())
+    }
+
+    fn fence(&mut self, _upto: Ticket, _scope: FenceScope) -> Result<Completion, OrderError> {
+        Ok(Completion::Done)
+    }
+
+    fn release(&mut self, device: Infallible) {
+        match device {}
+    }
+}

@@ -1,0 +1,406 @@
+//! Format of the commands: what each is, which bits are reserved, and which of them this IOMMU knows.
+
+use bitfield_struct::bitfield;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::addr::{Gpa, Iova, PAGE_SIZE};
+use crate::id::{DeviceId, Gscid, ProcessId, Pscid};
+use crate::regs::{Capabilities, DdtpMode};
+
+/// A command as it is in the queue: 16 bytes, two 64-bit words. Source: "Command-Queue (CQ)".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[expect(clippy::exhaustive_structs, reason = "the format is the specification's")]
+pub struct RawCommand {
+    /// Bits 63:0.
+    pub low: u64,
+    /// Bits 127:64.
+    pub high: u64,
+}
+
+const _: () = assert!(size_of::<RawCommand>() == 16);
+
+impl RawCommand {
+    #[expect(clippy::as_conversions, reason = "widening, and `From` is not const")]
+    const fn bits(self) -> u128 {
+        (self.high as u128) << 64 | self.low as u128
+    }
+
+    #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "takes the halves apart")]
+    const fn of(bits: u128) -> Self {
+        Self { low: bits as u64, high: (bits >> 64) as u64 }
+    }
+}
+
+/// A decoded command that is legal. The physical driver of a host may encode its own with [`Command::encode`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Command {
+    /// `IOTINVAL.VMA`: first-stage translations.
+    IotinvalVma(Iotinval),
+    /// `IOTINVAL.GVMA`: second-stage translations; its `pscid` is `None`.
+    IotinvalGvma(Iotinval),
+    /// `IOFENCE.C`.
+    IofenceC(IofenceC),
+    /// `IODIR.INVAL_DDT`: cached directory entries of one device, or of all.
+    IodirInvalDdt(Option<DeviceId>),
+    /// `IODIR.INVAL_PDT`: a cached process context.
+    IodirInvalPdt(DeviceId, ProcessId),
+}
+
+/// Operands of `IOTINVAL`. Source: "IOMMU Page-Table cache invalidation commands".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Iotinval {
+    /// GSCID, if `GV`; else the spaces without a second stage.
+    pub gscid: Option<Gscid>,
+    /// PSCID, if `PSCV`.
+    pub pscid: Option<Pscid>,
+    /// Pages, if `AV`.
+    pub range: Option<PageRange>,
+}
+
+impl Iotinval {
+    /// Everything: no operand valid.
+    pub const ALL: Self = Self { gscid: None, pscid: None, range: None };
+}
+
+/// The pages an `IOTINVAL` with `AV` names: one, or a naturally aligned power of two of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PageRange {
+    first: Iova,
+    last: Iova,
+    non_leaf: bool,
+}
+
+impl PageRange {
+    /// The page that holds `iova`, leaf entries only.
+    #[must_use]
+    pub const fn page(iova: Iova) -> Self {
+        Self { first: iova.page(), last: iova.page(), non_leaf: false }
+    }
+
+    /// The smallest range one command can name that holds all pages from that of `first` to that of `last`, leaf
+    /// entries only. More than one page needs `capabilities.S`.
+    #[must_use]
+    pub const fn covering(first: Iova, last: Iova) -> Self {
+        let differ = (first.get() ^ last.get()) >> 12;
+        // Every page number bit from the highest that differs on is inside the range.
+        let within = match PAGE_NUMBER.checked_shr(differ.leading_zeros().saturating_sub(12)) {
+            Some(within) => within,
+            None => 0,
+        };
+        Self::of(first.get() >> 12, within, false)
+    }
+
+    /// The same pages with `NL` set to `non_leaf`.
+    #[must_use]
+    pub const fn with_non_leaf(self, non_leaf: bool) -> Self {
+        Self { non_leaf, ..self }
+    }
+
+    /// First byte of the first page.
+    #[must_use]
+    pub const fn first(self) -> Iova {
+        self.first
+    }
+
+    /// First byte of the last page.
+    #[must_use]
+    pub const fn last(self) -> Iova {
+        self.last
+    }
+
+    /// `NL`: entries of every level, not leaf entries only.
+    #[must_use]
+    pub const fn non_leaf(self) -> bool {
+        self.non_leaf
+    }
+
+    const fn of(page: u64, within: u64, non_leaf: bool) -> Self {
+        let first = (page & !within & PAGE_NUMBER).wrapping_mul(PAGE_SIZE);
+        let last = ((page | within) & PAGE_NUMBER).wrapping_mul(PAGE_SIZE);
+        Self { first: Iova::new(first), last: Iova::new(last), non_leaf }
+    }
+
+    /// The range an operand names: one page, or with `S` a naturally aligned power of two of them, whose size the
+    /// lowest 0 bit of the page number tells (rule VMA-14).
+    const fn decode(page: u64, s: bool, non_leaf: bool) -> Self {
+        let within = if s { page ^ page.wrapping_add(1) } else { 0 };
+        // UNSPECIFIED: all ones name every page, as all ones but the top bit do.
+        Self::of(page, within, non_leaf)
+    }
+}
+
+/// The 52 bits of a page number.
+const PAGE_NUMBER: u64 = u64::MAX >> 12;
+
+/// Operands of `IOFENCE.C`. Source: "IOMMU Command-queue Fence commands".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct IofenceC {
+    /// With `AV`: where to store which 4 bytes when the fence is complete.
+    pub store: Option<(Gpa, u32)>,
+    /// `WSI`: set `fence_w_ip`.
+    pub wsi: bool,
+    /// `PR`: earlier device reads are globally ordered.
+    pub pr: bool,
+    /// `PW`: earlier device writes are globally visible.
+    pub pw: bool,
+}
+
+impl IofenceC {
+    /// A fence that orders reads and writes and stores nothing.
+    pub const READS_AND_WRITES: Self = Self { store: None, wsi: false, pr: true, pw: true };
+}
+
+/// A command this IOMMU does not carry out: a reserved encoding, a reserved bit that is 1, or one it does not offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Illegal;
+
+/// What legality depends on beyond the command itself (rule VC-02): the registers the guest sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "callers name all three")]
+pub struct Legality {
+    /// `capabilities`.
+    pub capabilities: Capabilities,
+    /// `fctl.WSI`.
+    pub wsi: bool,
+    /// `ddtp.iommu_mode`.
+    pub mode: DdtpMode,
+}
+
+const IOTINVAL: u8 = 1;
+const IOFENCE: u8 = 2;
+const IODIR: u8 = 3;
+
+/// What every command begins with.
+#[bitfield(u128, debug = false)]
+struct Head {
+    #[bits(7)]
+    opcode: u8,
+    #[bits(3)]
+    func3: u8,
+    #[bits(118, access = RO)]
+    rsvd0: u128,
+}
+
+#[bitfield(u128, debug = false)]
+struct IotinvalBits {
+    #[bits(7)]
+    opcode: u8,
+    #[bits(3)]
+    func3: u8,
+    av: bool,
+    #[bits(access = RO)]
+    rsvd0: bool,
+    #[bits(20, default = Pscid::truncate(0))]
+    pscid: Pscid,
+    pscv: bool,
+    gv: bool,
+    nl: bool,
+    #[bits(9, access = RO)]
+    rsvd1: u16,
+    #[bits(16, default = Gscid::truncate(0))]
+    gscid: Gscid,
+    #[bits(4, access = RO)]
+    rsvd2: u8,
+    #[bits(9, access = RO)]
+    rsvd3: u16,
+    s: bool,
+    #[bits(52)]
+    page: u64,
+    #[bits(2, access = RO)]
+    rsvd4: u8,
+}
+
+#[bitfield(u128, debug = false)]
+struct IofenceBits {
+    #[bits(7)]
+    opcode: u8,
+    #[bits(3)]
+    func3: u8,
+    av: bool,
+    wsi: bool,
+    pr: bool,
+    pw: bool,
+    #[bits(18, access = RO)]
+    rsvd0: u32,
+    data: u32,
+    #[bits(62)]
+    addr: u64,
+    #[bits(2, access = RO)]
+    rsvd1: u8,
+}
+
+#[bitfield(u128, debug = false)]
+struct IodirBits {
+    #[bits(7)]
+    opcode: u8,
+    #[bits(3)]
+    func3: u8,
+    #[bits(2, access = RO)]
+    rsvd0: u8,
+    #[bits(20, default = ProcessId::truncate(0))]
+    pid: ProcessId,
+    #[bits(access = RO)]
+    rsvd1: bool,
+    dv: bool,
+    #[bits(6, access = RO)]
+    rsvd2: u8,
+    #[bits(24, default = DeviceId::truncate(0))]
+    did: DeviceId,
+    #[bits(64, access = RO)]
+    rsvd3: u64,
+}
+
+impl IotinvalBits {
+    fn is_reserved(self, capabilities: Capabilities) -> bool {
+        self.rsvd0()
+            || self.rsvd1() != 0
+            || self.rsvd2() != 0
+            || self.rsvd3() != 0
+            || self.rsvd4() != 0
+            || (self.nl() && !capabilities.nl())
+            || (self.s() && !capabilities.s())
+    }
+
+    fn operands(self) -> Iotinval {
+        Iotinval {
+            gscid: self.gv().then(|| self.gscid()),
+            pscid: self.pscv().then(|| self.pscid()),
+            range: self.av().then(|| PageRange::decode(self.page(), self.s(), self.nl())),
+        }
+    }
+}
+
+impl IodirBits {
+    fn is_reserved(self) -> bool {
+        self.rsvd0() != 0 || self.rsvd1() || self.rsvd2() != 0 || self.rsvd3() != 0
+    }
+}
+
+impl Command {
+    /// Decodes a command and judges it by what the guest was shown.
+    ///
+    /// Operands that the command ignores may hold anything (rule CMD-07).
+    ///
+    /// # Errors
+    /// [`Illegal`] for everything the guest gets `cmd_ill` for.
+    pub fn decode(raw: RawCommand, legality: &Legality) -> Result<Self, Illegal> {
+        let bits = raw.bits();
+        let head = Head::from_bits(bits);
+        match (head.opcode(), head.func3()) {
+            (IOTINVAL, func3 @ (0 | 1)) => {
+                let command = IotinvalBits::from_bits(bits);
+                let operands = command.operands();
+                match (command.is_reserved(legality.capabilities), func3, operands.pscid) {
+                    (true, ..) | (_, 1, Some(_)) => Err(Illegal),
+                    (_, 0, _) => Ok(Self::IotinvalVma(operands)),
+                    // Without GV every VM is meant and no address is looked at (rule GVM-01).
+                    _ if operands.gscid.is_none() => Ok(Self::IotinvalGvma(Iotinval::ALL)),
+                    _ => Ok(Self::IotinvalGvma(operands)),
+                }
+            }
+            (IOFENCE, 0) => {
+                let command = IofenceBits::from_bits(bits);
+                if command.rsvd0() != 0 || command.rsvd1() != 0 || (command.wsi() && !legality.wsi) {
+                    return Err(Illegal);
+                }
+                let store = command.av().then(|| (Gpa::new(command.addr() << 2), command.data()));
+                Ok(Self::IofenceC(IofenceC { store, wsi: command.wsi(), pr: command.pr(), pw: command.pw() }))
+            }
+            (IODIR, func3 @ (0 | 1)) => {
+                let command = IodirBits::from_bits(bits);
+                let legal_device = !command.dv() || command.did().fits(device_id_width(legality));
+                if command.is_reserved() || !legal_device {
+                    return Err(Illegal);
+                }
+                match (func3, command.dv(), command.pid()) {
+                    (0, _, pid) if pid.get() != 0 => Err(Illegal),
+                    (0, dv, _) => Ok(Self::IodirInvalDdt(dv.then(|| command.did()))),
+                    (_, true, pid) if pid.fits(process_id_width(legality.capabilities)) => {
+                        Ok(Self::IodirInvalPdt(command.did(), pid))
+                    }
+                    _ => Err(Illegal),
+                }
+            }
+            // ATS commands belong here once `capabilities.ATS` can be offered.
+            _ => Err(Illegal),
+        }
+    }
+
+    /// The 16 bytes of this command.
+    #[must_use]
+    pub fn encode(self) -> RawCommand {
+        RawCommand::of(match self {
+            Self::IotinvalVma(operands) => encode_iotinval(0, operands),
+            Self::IotinvalGvma(operands) => encode_iotinval(1, operands),
+            Self::IofenceC(fence) => {
+                let (at, data) = fence.store.unwrap_or((Gpa::new(0), 0));
+                IofenceBits::new()
+                    .with_opcode(IOFENCE)
+                    .with_av(fence.store.is_some())
+                    .with_wsi(fence.wsi)
+                    .with_pr(fence.pr)
+                    .with_pw(fence.pw)
+                    .with_data(data)
+                    .with_addr(at.get() >> 2)
+                    .into_bits()
+            }
+            Self::IodirInvalDdt(device) => IodirBits::new()
+                .with_opcode(IODIR)
+                .with_dv(device.is_some())
+                .with_did(device.unwrap_or(DeviceId::truncate(0)))
+                .into_bits(),
+            Self::IodirInvalPdt(device, process) => IodirBits::new()
+                .with_opcode(IODIR)
+                .with_func3(1)
+                .with_dv(true)
+                .with_did(device)
+                .with_pid(process)
+                .into_bits(),
+        })
+    }
+}
+
+fn encode_iotinval(func3: u8, operands: Iotinval) -> u128 {
+    let bits = IotinvalBits::new()
+        .with_opcode(IOTINVAL)
+        .with_func3(func3)
+        .with_pscv(operands.pscid.is_some())
+        .with_pscid(operands.pscid.unwrap_or(Pscid::truncate(0)))
+        .with_gv(operands.gscid.is_some())
+        .with_gscid(operands.gscid.unwrap_or(Gscid::truncate(0)));
+    let Some(range) = operands.range else {
+        return bits.into_bits();
+    };
+    let (first, last) = (range.first.get() >> 12, range.last.get() >> 12);
+    // The bits that differ, less the highest, are the ones below the 0 that tells the size.
+    let below = (first ^ last) >> 1;
+    bits.with_av(true).with_nl(range.non_leaf).with_s(first != last).with_page(first | below).into_bits()
+}
+
+/// Widest `device_id` of the directory in force (rule CMD-13).
+// UNSPECIFIED: in Off and Bare no width is defined; every device_id is accepted and names nothing.
+fn device_id_width(legality: &Legality) -> u32 {
+    match (legality.mode, legality.capabilities.msi_flat()) {
+        (DdtpMode::Levels(1), true) => 6,
+        (DdtpMode::Levels(1), false) => 7,
+        (DdtpMode::Levels(2), true) => 15,
+        (DdtpMode::Levels(2), false) => 16,
+        _ => DeviceId::BITS,
+    }
+}
+
+/// Widest `process_id` that any process directory takes (rule CMD-14).
+fn process_id_width(capabilities: Capabilities) -> u32 {
+    if capabilities.pd20() {
+        20
+    } else if capabilities.pd17() {
+        17
+    } else {
+        8
+    }
+}

@@ -1,0 +1,214 @@
+//! The command queue: fetching, carrying out, stopping and going on. [`command`] is the format.
+
+pub mod command;
+
+pub use command::{Command, Illegal, IofenceC, Iotinval, Legality, PageRange, RawCommand};
+
+use zerocopy::FromZeros;
+
+use crate::backend::{Backend, FenceScope, Invalidation, Pages, Post};
+use crate::error::MemoryFault;
+use crate::mem::View;
+use crate::nest::{Barrier, Nest};
+use crate::progress::{Budget, Progress};
+use crate::regs::Cqcsr;
+use crate::regs::file::Registers;
+use crate::ring::Ring;
+
+/// Commands read at once: bytes of one load.
+const SPAN: usize = 16;
+
+/// What the queue works on.
+pub(crate) struct Env<'a, B: Backend, const DEVICES: usize, const BATCH: usize> {
+    pub(crate) registers: &'a mut Registers,
+    pub(crate) nest: &'a mut Nest<B::Device, DEVICES, BATCH>,
+    pub(crate) backend: &'a mut B,
+    pub(crate) budget: &'a mut Budget,
+}
+
+/// The queue's own state: the fence at its head, while that waits.
+#[derive(Debug)]
+pub(crate) struct CommandQueue {
+    fence: Option<(IofenceC, Barrier)>,
+}
+
+/// What is to happen after a command.
+enum Flow {
+    /// The next one.
+    Next,
+    /// Nothing: the head does not move until the physical side, or the next call, goes on.
+    Wait(Progress),
+    /// Nothing until the guest clears the error bit that was set.
+    Stop,
+}
+
+impl CommandQueue {
+    pub(crate) const fn new() -> Self {
+        Self { fence: None }
+    }
+
+    /// Goes on with the queue as far as it can, and settles what its commands named.
+    pub(crate) fn advance<B: Backend, const DEVICES: usize, const BATCH: usize>(
+        &mut self,
+        env: &mut Env<'_, B, DEVICES, BATCH>,
+    ) -> Progress {
+        let progress = self.execute(env);
+        let csr = env.registers.cqcsr();
+        if csr.busy() && self.fence.is_none() {
+            // Turned off, and nothing it began is left.
+            env.nest.release_batch(env.backend);
+            env.registers.set_cqcsr(csr.with_cqon(false).with_busy(false));
+        }
+        progress.max(env.nest.settle(env.registers, env.backend, env.budget))
+    }
+
+    fn execute<B: Backend, const DEVICES: usize, const BATCH: usize>(
+        &mut self,
+        env: &mut Env<'_, B, DEVICES, BATCH>,
+    ) -> Progress {
+        if self.fence.is_some() {
+            match self.go_on_with_fence(env) {
+                Flow::Next => {}
+                Flow::Wait(progress) => return progress,
+                Flow::Stop => return Progress::Idle,
+            }
+        }
+        while runs(env.registers.cqcsr()) && env.registers.cqh() != env.registers.cqt() {
+            let mut buffer = [RawCommand::new_zeroed(); SPAN];
+            let Ok(commands) = fetch(env, &mut buffer) else {
+                set_status(env.registers, |csr| csr.with_cqmf(true));
+                break;
+            };
+            // What is behind a command that waits or stops is dropped here, and fetched again when its turn comes.
+            for &command in commands {
+                if !env.budget.take() {
+                    return Progress::Runnable;
+                }
+                match self.carry_out(command, env) {
+                    Flow::Next => {}
+                    Flow::Wait(progress) => return progress,
+                    Flow::Stop => return Progress::Idle,
+                }
+            }
+        }
+        Progress::Idle
+    }
+
+    /// Decides on the one copy of the command.
+    fn carry_out<B: Backend, const DEVICES: usize, const BATCH: usize>(
+        &mut self,
+        raw: RawCommand,
+        env: &mut Env<'_, B, DEVICES, BATCH>,
+    ) -> Flow {
+        let legality = Legality {
+            capabilities: env.registers.capabilities(),
+            wsi: env.registers.fctl().wsi(),
+            mode: env.registers.mode(),
+        };
+        let Ok(command) = Command::decode(raw, &legality) else {
+            log::debug!("illegal command {raw:x?}");
+            set_status(env.registers, |csr| csr.with_cmd_ill(true));
+            return Flow::Stop;
+        };
+        log::trace!("{command:x?}");
+        match command {
+            // Without a second stage of the guest's own there is one set of spaces, which the host's GSCID tags.
+            Command::IotinvalVma(Iotinval { gscid: None, pscid, range }) => {
+                let order = match (range, pscid) {
+                    (Some(range), pscid) => Invalidation::Pages(Pages {
+                        first: range.first(),
+                        last: range.last(),
+                        pscid,
+                        non_leaf: range.non_leaf(),
+                    }),
+                    (None, Some(pscid)) => Invalidation::AddressSpace(pscid),
+                    (None, None) => Invalidation::FirstStage,
+                };
+                if let Err(progress) = env.nest.invalidate(order, env.backend) {
+                    return Flow::Wait(progress);
+                }
+            }
+            // Spaces of VMs of the guest's own, and their second stage: there are none (rules VC-22, VC-30). Process
+            // directories are not offered either.
+            Command::IotinvalVma(_) | Command::IotinvalGvma(_) | Command::IodirInvalPdt(..) => {}
+            Command::IodirInvalDdt(device) => env.nest.name(device),
+            Command::IofenceC(fence) => {
+                self.fence = Some((fence, Barrier::new(FenceScope::new(fence.pr, fence.pw))));
+                return self.go_on_with_fence(env);
+            }
+        }
+        step_over(env.registers);
+        Flow::Next
+    }
+
+    /// The order of rule FEN-02: everything before it, the timeout, the store, the head, the wire.
+    fn go_on_with_fence<B: Backend, const DEVICES: usize, const BATCH: usize>(
+        &mut self,
+        env: &mut Env<'_, B, DEVICES, BATCH>,
+    ) -> Flow {
+        let Some((fence, barrier)) = &mut self.fence else {
+            return Flow::Next;
+        };
+        if let Err(progress) = env.nest.pass(barrier, env.registers, env.backend, env.budget) {
+            return Flow::Wait(progress);
+        }
+        let fence = *fence;
+        // Done, or stopped and then fetched and carried out again as a whole (rules FEN-05, FEN-07).
+        self.fence = None;
+        if env.nest.take_timeout() {
+            set_status(env.registers, |csr| csr.with_cmd_to(true));
+            return Flow::Stop;
+        }
+        if let Some((at, data)) = fence.store {
+            if View::of(env.registers).post(env.backend, at, data, Post::FenceData).is_err() {
+                set_status(env.registers, |csr| csr.with_cqmf(true));
+                return Flow::Stop;
+            }
+        }
+        step_over(env.registers);
+        if fence.wsi {
+            set_status(env.registers, |csr| csr.with_fence_w_ip(true));
+        }
+        Flow::Next
+    }
+}
+
+/// Whether a command may be fetched (rule CQ-02).
+const fn runs(csr: Cqcsr) -> bool {
+    csr.cqen() && csr.cqon() && !csr.cqmf() && !csr.cmd_to() && !csr.cmd_ill()
+}
+
+/// Reads the commands at the head, one load where they are contiguous. A load that fails is tried again for the first
+/// of them alone, so that those before the unreadable one are carried out.
+fn fetch<'b, B: Backend, const DEVICES: usize, const BATCH: usize>(
+    env: &Env<'_, B, DEVICES, BATCH>,
+    buffer: &'b mut [RawCommand; SPAN],
+) -> Result<&'b [RawCommand], MemoryFault> {
+    let registers = &*env.registers;
+    let ring = Ring::<16>::new(registers.cqb());
+    let view = View::of(registers);
+    let at = ring.address(registers.cqh());
+    let span = ring.span(registers.cqh(), registers.cqt());
+    let (commands, _) = buffer.split_at_mut(usize::try_from(span).unwrap_or(SPAN).min(SPAN));
+    match (view.load(env.backend, at, &mut *commands), commands) {
+        (Ok(()), commands) => Ok(commands),
+        (Err(_), [first, _, ..]) => {
+            view.load(env.backend, at, first)?;
+            Ok(core::slice::from_ref(first))
+        }
+        (Err(fault), _) => Err(fault),
+    }
+}
+
+/// The head moves past the command at it.
+fn step_over(registers: &mut Registers) {
+    let ring = Ring::<16>::new(registers.cqb());
+    let next = ring.next(registers.cqh());
+    registers.set_cqh(next);
+}
+
+/// Sets a status bit; all but `fence_w_ip` stop the queue.
+fn set_status(registers: &mut Registers, set: impl FnOnce(Cqcsr) -> Cqcsr) {
+    let csr = set(registers.cqcsr());
+    registers.set_cqcsr(csr);
+}

@@ -1,0 +1,216 @@
+//! What a vIOMMU offers its guest: an allow-list of configuration, this crate, and the host.
+
+use crate::backend::{HostCapabilities, InterruptKinds};
+use crate::error::ConfigError;
+use crate::id::SecondStageMode;
+use crate::regs::file::Setup;
+use crate::regs::{Capabilities, DdtpMode};
+
+/// How [`start`](crate::VIommu::start) sets a vIOMMU up. Nothing of it changes before the next start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    nesting: bool,
+    offer: Capabilities,
+    vectors: u8,
+    reset_mode: DdtpMode,
+    pub(crate) budget: u32,
+    pub(crate) mirror: bool,
+}
+
+/// What the crate implements and offers unless told otherwise.
+const DEFAULT_OFFER: Capabilities = Capabilities::new()
+    .with_version(0x10)
+    .with_sv39(true)
+    .with_sv48(true)
+    .with_sv57(true)
+    .with_svrsw60t59b(true)
+    .with_svpbmt(true)
+    .with_amo_hwad(true)
+    .with_pas(56)
+    .with_nl(true)
+    .with_s(true);
+
+impl Config {
+    /// For passthrough devices: the guest's first stage nested under the host's second stage.
+    ///
+    /// Offers what the host's IOMMU can nest, range and non-leaf invalidation, base-format device contexts and
+    /// 4 interrupt vectors; after reset the IOMMU is Off.
+    #[must_use]
+    pub const fn nested() -> Self {
+        Self { nesting: true, offer: DEFAULT_OFFER, vectors: 4, reset_mode: DdtpMode::Off, budget: 256, mirror: false }
+    }
+
+    /// For a host without a physical IOMMU: registers, directory, queues and interrupts, no first-stage scheme.
+    #[must_use]
+    pub const fn emulated() -> Self {
+        Self { nesting: false, ..Self::nested() }
+    }
+
+    /// Offers at most what is set in `capabilities`, a `capabilities` register: `MSI_FLAT` selects extended-format
+    /// contexts, `PAS` is an upper bound; fields the crate does not implement are ignored.
+    #[must_use]
+    pub const fn with_capabilities(self, capabilities: Capabilities) -> Self {
+        Self { offer: capabilities, ..self }
+    }
+
+    /// Extended-format (64-byte) device contexts instead of base-format ones.
+    #[must_use]
+    pub const fn with_extended_contexts(self, extended: bool) -> Self {
+        Self { offer: self.offer.with_msi_flat(extended), ..self }
+    }
+
+    /// Lets the guest choose big-endian structures (`capabilities.END`), where the host's IOMMU can.
+    #[must_use]
+    pub const fn with_big_endian(self, end: bool) -> Self {
+        Self { offer: self.offer.with_end(end), ..self }
+    }
+
+    /// Number of interrupt vectors: 1, 2, 4, 8 or 16; at most as many as the guest is told of in its device tree.
+    #[must_use]
+    pub const fn with_vectors(self, vectors: u8) -> Self {
+        Self { vectors, ..self }
+    }
+
+    /// Largest physical address size in bits, 32 to 56. The host's second stage may lower it further.
+    #[must_use]
+    pub const fn with_pas(self, pas: u8) -> Self {
+        match Capabilities::new().with_pas_checked(pas) {
+            Ok(_) => Self { offer: self.offer.with_pas(pas), ..self },
+            // Too wide for the field: keep a value that `start` refuses.
+            Err(()) => Self { offer: self.offer.with_pas(0x3f), ..self },
+        }
+    }
+
+    /// Whether the IOMMU resets to Bare instead of Off, for guests whose firmware does DMA before a driver starts.
+    #[must_use]
+    pub const fn with_reset_to_bare(self, bare: bool) -> Self {
+        Self { reset_mode: if bare { DdtpMode::Bare } else { DdtpMode::Off }, ..self }
+    }
+
+    /// Most units of work one call does: commands, re-walks of a device, page walks. What is left waits for
+    /// [`run`](crate::VIommu::run).
+    #[must_use]
+    pub const fn with_budget(self, budget: u32) -> Self {
+        Self { budget, ..self }
+    }
+
+    /// Whether registers are published to a page the guest may read without a trap
+    /// ([`GuestMemory::publish`](crate::GuestMemory::publish)).
+    #[must_use]
+    pub const fn with_mirror(self, mirror: bool) -> Self {
+        Self { mirror, ..self }
+    }
+
+    pub(crate) const fn is_nested(&self) -> bool {
+        self.nesting
+    }
+
+    /// The registers' part of the configuration, with `capabilities` as the guest will read them: configuration and
+    /// crate and host (design rule MRG-12).
+    pub(crate) fn setup(&self, kinds: InterruptKinds, host: &HostCapabilities) -> Result<Setup, ConfigError> {
+        if !matches!(self.vectors, 1 | 2 | 4 | 8 | 16) {
+            return Err(ConfigError::Vectors(self.vectors));
+        }
+        if self.budget == 0 {
+            return Err(ConfigError::Budget);
+        }
+        let offer = self.offer;
+        if !(32..=56).contains(&offer.pas()) {
+            return Err(ConfigError::Pas(offer.pas()));
+        }
+        if (offer.sv57() && !offer.sv48()) || (offer.sv48() && !offer.sv39()) {
+            return Err(ConfigError::ModeOrder);
+        }
+        let own = Capabilities::new()
+            .with_version(0x10)
+            .with_igs(kinds.igs())
+            .with_msi_flat(offer.msi_flat())
+            .with_nl(offer.nl())
+            .with_s(offer.s());
+        let capabilities = if self.nesting {
+            let nested = nested(own, offer, host);
+            if let Some(missing) = mismatch(nested, host) {
+                return Err(missing.into_config_error());
+            }
+            nested
+        } else {
+            own.with_end(offer.end()).with_pas(offer.pas())
+        };
+        Ok(Setup { capabilities, vectors: self.vectors, reset_mode: self.reset_mode })
+    }
+}
+
+/// `own` and what the host's IOMMU does for a guest whose tables it walks.
+fn nested(own: Capabilities, offer: Capabilities, host: &HostCapabilities) -> Capabilities {
+    let physical = host.capabilities;
+    let sv39 = offer.sv39() && physical.sv39();
+    let sv48 = offer.sv48() && physical.sv48() && sv39;
+    own.with_sv39(sv39)
+        .with_sv48(sv48)
+        .with_sv57(offer.sv57() && physical.sv57() && sv48)
+        .with_svpbmt(offer.svpbmt() && physical.svpbmt())
+        .with_svrsw60t59b(offer.svrsw60t59b() && physical.svrsw60t59b())
+        .with_amo_hwad(offer.amo_hwad() && updates_guest_leaves(host))
+        .with_end(offer.end() && physical.end())
+        .with_pas(offer.pas().min(host.second_stage.input_width()))
+}
+
+/// Whether hardware may set A and D bits in guest tables: it can, and the second stage lets it (rule MRG-11).
+const fn updates_guest_leaves(host: &HostCapabilities) -> bool {
+    host.capabilities.amo_hwad() && host.leaves_dirty
+}
+
+/// A way in which an IOMMU does not do what the guest was promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mismatch {
+    /// It lacks this.
+    Lacks(&'static str),
+    /// It honours this in the guest's tables although the guest was told it is not there.
+    CanNotHide(&'static str),
+}
+
+impl Mismatch {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Lacks(name) | Self::CanNotHide(name) => name,
+        }
+    }
+
+    const fn into_config_error(self) -> ConfigError {
+        match self {
+            Self::Lacks(name) => ConfigError::Host(name),
+            Self::CanNotHide(name) => ConfigError::MustMatchHost(name),
+        }
+    }
+}
+
+/// The first point in which the IOMMU `host` can not serve a guest that was promised `promised`: it may offer more,
+/// but what it honours in guest tables without being asked must be equal (rule MRG-12).
+pub(crate) fn mismatch(promised: Capabilities, host: &HostCapabilities) -> Option<Mismatch> {
+    let physical = host.capabilities;
+    let second_stage = match host.second_stage {
+        SecondStageMode::Sv39x4 => physical.sv39x4(),
+        SecondStageMode::Sv48x4 => physical.sv48x4(),
+        SecondStageMode::Sv57x4 => physical.sv57x4(),
+    };
+    let lacks = [
+        (host.rv64, "contexts with SXL = 0"),
+        (second_stage, "the second-stage scheme it states"),
+        (host.second_stage.input_width() >= promised.pas(), "the guest's physical address size"),
+        (host.svnapot, "Svnapot"),
+        (host.coherent, "coherence of non-cacheable device accesses"),
+        (!promised.sv39() || physical.sv39(), "Sv39"),
+        (!promised.sv48() || physical.sv48(), "Sv48"),
+        (!promised.sv57() || physical.sv57(), "Sv57"),
+        (!promised.amo_hwad() || updates_guest_leaves(host), "AMO_HWAD"),
+        (!promised.end() || physical.end(), "END"),
+        (!promised.svpbmt() || physical.svpbmt(), "Svpbmt"),
+        (!promised.svrsw60t59b() || physical.svrsw60t59b(), "Svrsw60t59b"),
+    ];
+    let can_not_hide = [
+        (promised.svpbmt() || !physical.svpbmt(), "Svpbmt"),
+        (promised.svrsw60t59b() || !physical.svrsw60t59b(), "Svrsw60t59b"),
+    ];
+    let first = |checks: &[(bool, &'static str)]| checks.iter().find(|(holds, _)| !holds).map(|&(_, name)| name);
+    first(&lacks).map(Mismatch::Lacks).or_else(|| first(&can_not_hide).map(Mismatch::CanNotHide))
+}

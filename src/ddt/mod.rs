@@ -1,0 +1,136 @@
+//! The guest's device directory: locating a device context and judging it.
+//!
+//! [`entry`] is the layout, [`check`] the configuration checks, this file the walk. Source: "Device-directory-table",
+//! "Process to locate the Device-context".
+
+pub(crate) mod check;
+pub mod entry;
+
+pub use check::{Checked, FirstStageContext};
+pub use entry::{BaseContext, DdtEntry, ExtendedContext, Fsc, Iohgatp, MsiPageBits, Msiptp, Ta, Tc};
+
+use crate::addr::{Gpa, Ppn};
+use crate::backend::GuestMemory;
+use crate::fault::{Cause, Fault};
+use crate::id::DeviceId;
+use crate::mem::View;
+use crate::regs::DdtpMode;
+use crate::regs::file::Registers;
+
+use check::Rules;
+
+/// Where the directory is and how it is to be read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Directory {
+    levels: u8,
+    root: Ppn,
+    format: Format,
+    view: View,
+    rules: Rules,
+}
+
+/// Which of the two device-context formats the whole directory uses (rule DDT-01).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Base,
+    Extended,
+}
+
+impl Format {
+    /// Bits of `device_id` that select the context in the last level (rule DDT-02).
+    const fn leaf_bits(self) -> u32 {
+        match self {
+            Self::Base => 7,
+            Self::Extended => 6,
+        }
+    }
+
+    const fn context_bytes(self) -> u64 {
+        match self {
+            Self::Base => 32,
+            Self::Extended => 64,
+        }
+    }
+}
+
+/// Bits of `device_id` each further level takes.
+const NON_LEAF_BITS: u32 = 9;
+
+impl Directory {
+    /// The directory the registers point to, `None` in Off and Bare.
+    pub(crate) fn of(registers: &Registers) -> Option<Self> {
+        let DdtpMode::Levels(levels) = registers.mode() else {
+            return None;
+        };
+        let capabilities = registers.capabilities();
+        Some(Self {
+            levels,
+            root: registers.ddtp().ppn(),
+            format: if capabilities.msi_flat() { Format::Extended } else { Format::Base },
+            view: View::of(registers),
+            rules: Rules { capabilities, be: registers.fctl().be() },
+        })
+    }
+
+    /// Whether the directory has a place for this device (rules DDT-04, TR-06).
+    fn covers(&self, id: DeviceId) -> bool {
+        let width = NON_LEAF_BITS
+            .saturating_mul(u32::from(self.levels).saturating_sub(1))
+            .saturating_add(self.format.leaf_bits());
+        id.fits(width)
+    }
+
+    /// Part of the `device_id` that selects the entry at `level`, 0 being the last.
+    fn index(&self, id: DeviceId, level: u8) -> u64 {
+        let leaf = self.format.leaf_bits();
+        let (shift, bits) = match u32::from(level).checked_sub(1) {
+            None => (0, leaf),
+            Some(above) => (NON_LEAF_BITS.saturating_mul(above).saturating_add(leaf), NON_LEAF_BITS),
+        };
+        u64::from(id.get() >> shift.min(31) & !(u32::MAX << bits))
+    }
+
+    /// Finds and checks the context of a device: "Process to locate the Device-context".
+    ///
+    /// # Errors
+    /// 260 if the id is too wide, 257, 258, 259 and 268 as each entry fails; the first failing step decides.
+    pub(crate) fn locate(&self, memory: &impl GuestMemory, id: DeviceId) -> Result<Checked, Fault> {
+        // TR-06: before any entry is read.
+        if !self.covers(id) {
+            return Err(Fault::new(Cause::TransactionTypeDisallowed));
+        }
+        // 1. a is the root page, i counts the levels down.
+        let mut table = self.root.base();
+        for level in (1..self.levels).rev() {
+            // 2-4. Load the non-leaf entry.
+            let at = entry(table, self.index(id, level), 8);
+            let ddte: DdtEntry = self.view.load_new(memory, at).map_err(Fault::of_ddt_load)?;
+            // 5. Not valid: nothing else in it may be looked at.
+            if !ddte.v() {
+                return Err(Fault::new(Cause::DdtNotValid));
+            }
+            // 6. Reserved bits.
+            if ddte.rsvd0() != 0 || ddte.rsvd1() != 0 {
+                return Err(Fault::new(Cause::DdtMisconfigured));
+            }
+            // 7. Descend.
+            table = ddte.ppn().base();
+        }
+        // 8. Load the context, whole, once.
+        let at = entry(table, self.index(id, 0), self.format.context_bytes());
+        let context = match self.format {
+            Format::Base => {
+                let base: BaseContext = self.view.load_new(memory, at).map_err(Fault::of_ddt_load)?;
+                check::Copied::Base(base)
+            }
+            Format::Extended => check::Copied::Extended(self.view.load_new(memory, at).map_err(Fault::of_ddt_load)?),
+        };
+        // 9-10. Valid, and configured as the capabilities allow.
+        context.judge(&self.rules)
+    }
+}
+
+/// Address of an entry: tables are pages, so base and offset do not overlap.
+const fn entry(table: Gpa, index: u64, bytes: u64) -> Gpa {
+    table.or(index.wrapping_mul(bytes))
+}

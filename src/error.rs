@@ -1,0 +1,150 @@
+//! Every error type of the crate.
+//!
+//! All uses of `thiserror-no-std` are here. Its derive writes `Display`; `core::error::Error` is implemented by hand,
+//! because the derive knows only `std::error::Error`, and only when another crate of the build turns on its `std`
+//! feature. The private module [`std`] is what that path then finds.
+
+use thiserror_no_std::Error;
+
+use crate::id::DeviceId;
+
+/// Where `std::error::Error` leads inside this module, so that the crate compiles whether or not the derive emits it.
+mod std {
+    pub(super) mod error {
+        #[allow(dead_code, reason = "named by the derive only where some crate enables thiserror-no-std/std")]
+        pub(in super::super) trait Error {}
+    }
+}
+
+/// A number that does not fit an identifier's field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{value:#x} does not fit in {bits:} bits")]
+#[non_exhaustive]
+pub struct IdError {
+    /// The number.
+    pub value: u32,
+    /// The width of the field.
+    pub bits: u32,
+}
+
+/// Why guest memory could not be read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum MemoryFault {
+    /// No memory of this guest is there, or it may not be used so: the specification's PMA/PMP violation.
+    #[error("guest memory access fault")]
+    Access,
+    /// The memory is there but its content is lost (poison).
+    #[error("guest memory data corruption")]
+    Corruption,
+}
+
+/// Why the physical side did not carry out an order. What follows is part of the contract of
+/// [`PhysicalIommu`](crate::PhysicalIommu).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum OrderError {
+    /// Nothing was done; try again when [`run`](crate::VIommu::run) is called next.
+    #[error("the physical IOMMU is busy, nothing was done")]
+    Busy,
+    /// The first `done` orders were carried out, the others will not be.
+    #[error("the physical IOMMU refused after {done:} orders")]
+    Refused {
+        /// How many orders of the batch were carried out.
+        done: usize,
+    },
+    /// The physical IOMMU no longer works for this VM.
+    #[error("the physical IOMMU failed")]
+    Fatal,
+}
+
+/// Why [`start`](crate::VIommu::start) refused a configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// `start` was called before.
+    #[error("the vIOMMU was started before")]
+    AlreadyStarted,
+    /// The number of interrupt vectors must be 1, 2, 4, 8 or 16.
+    #[error("{0:} interrupt vectors: the number must be 1, 2, 4, 8 or 16")]
+    Vectors(u8),
+    /// The budget must allow at least one unit of work per call.
+    #[error("a budget of 0 would let no work be done")]
+    Budget,
+    /// The physical address size must be 32 to 56 bits.
+    #[error("a physical address size of {0:} bits: it must be 32 to 56")]
+    Pas(u8),
+    /// `Sv57` needs `Sv48`, and `Sv48` needs `Sv39` (rule REG-CAP-40).
+    #[error("Sv57 needs Sv48, and Sv48 needs Sv39")]
+    ModeOrder,
+    /// The host's IOMMU honours this PTE bit whether the guest is told or not, so it can not be hidden (MRG-12).
+    #[error("{0:} is in the host's IOMMU and can not be hidden from a guest whose tables it walks")]
+    MustMatchHost(&'static str),
+    /// The host can not nest a guest's tables; the text says which fact is missing.
+    #[error("the host can not nest guest tables: {0:}")]
+    Host(&'static str),
+}
+
+/// Why [`attach`](crate::VIommu::attach) refused a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// [`start`](crate::VIommu::start) comes first.
+    #[error("the vIOMMU has not been started")]
+    NotStarted,
+    /// The configuration was made for emulated devices only.
+    #[error("this vIOMMU was configured without nesting")]
+    NotNested,
+    /// The guest id has a device already, perhaps one whose detach is not done yet.
+    #[error("device_id {:#x} is in use", .0.get())]
+    IdInUse(DeviceId),
+    /// The host device is attached under another guest id.
+    #[error("the host device is attached already")]
+    DeviceInUse,
+    /// All `DEVICES` places are taken.
+    #[error("all places for devices are taken")]
+    Full,
+    /// The IOMMU this device sits behind can do less than the guest was promised; the text names the capability.
+    #[error("the device's IOMMU does not match what the guest was promised: {0:}")]
+    Capability(&'static str),
+    /// The host did not take the device.
+    #[error("the host did not take the device: {0:}")]
+    Host(OrderError),
+    /// The vIOMMU failed ([`Health`](crate::Health)) and serves nobody until it is reset.
+    #[error("the vIOMMU has failed and needs a reset")]
+    Failed,
+}
+
+/// Why [`detach`](crate::VIommu::detach) did nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum DetachError {
+    /// No device is attached under this id, or its detach is under way.
+    #[error("no device is attached as device_id {:#x}", .0.get())]
+    NotAttached(DeviceId),
+}
+
+impl core::error::Error for IdError {}
+impl core::error::Error for MemoryFault {}
+impl core::error::Error for OrderError {}
+impl core::error::Error for ConfigError {}
+impl core::error::Error for AttachError {}
+impl core::error::Error for DetachError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(error: &dyn core::error::Error) -> heapless::String<160> {
+        let mut text = heapless::String::new();
+        core::fmt::Write::write_fmt(&mut text, format_args!("{error}")).expect("fits");
+        text
+    }
+
+    #[test]
+    fn messages_say_what_is_wrong() {
+        assert_eq!(message(&IdError { value: 0x100, bits: 8 }), "0x100 does not fit in 8 bits");
+        assert_eq!(message(&AttachError::IdInUse(DeviceId::truncate(8))), "device_id 0x8 is in use");
+        assert_eq!(message(&OrderError::Refused { done: 3 }), "the physical IOMMU refused after 3 orders");
+    }
+}

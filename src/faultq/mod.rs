@@ -1,0 +1,141 @@
+//! The fault queue: how a fault becomes a record, and when it does not.
+
+mod host;
+pub mod record;
+
+pub use host::{HostFault, Quirks};
+pub use record::{FaultHead, FaultRecord};
+
+use crate::addr::{Gpa, Iova};
+use crate::backend::GuestMemory;
+use crate::error::MemoryFault;
+use crate::fault::{Cause, Fault, TransactionType};
+use crate::id::{DeviceId, ProcessId};
+use crate::interrupt::Signals;
+use crate::mem::View;
+use crate::regs::file::Registers;
+use crate::ring::Ring;
+
+/// The transaction a fault is about, as it came from the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) device: DeviceId,
+    pub(crate) access: TransactionType,
+    pub(crate) process: Option<ProcessId>,
+    pub(crate) privileged: bool,
+    /// The IOVA; for a message request its message code (rule FQ-54).
+    pub(crate) iova: Iova,
+}
+
+/// What became of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recorded {
+    /// A record was written.
+    Yes,
+    /// The last record, which the guest has not read yet, says the same (rule FQ-07).
+    Coalesced,
+    /// The queue is off, in error or full, or the context says not to record it.
+    No,
+}
+
+#[derive(Debug)]
+pub(crate) struct FaultQueue {
+    /// The last record written since the queue was turned on.
+    last: Option<FaultRecord>,
+}
+
+impl FaultQueue {
+    pub(crate) const fn new() -> Self {
+        Self { last: None }
+    }
+
+    /// Forgets the last record once the queue is off: its memory belongs to the guest again.
+    pub(crate) fn forget_if_off(&mut self, registers: &Registers) {
+        if !registers.fqcsr().fqon() {
+            self.last = None;
+        }
+    }
+
+    /// Reports the fault of a transaction. `dtf` is that of the device's context, `false` if none was found.
+    pub(crate) fn report(
+        &mut self,
+        fault: Fault,
+        origin: &Origin,
+        dtf: bool,
+        registers: &mut Registers,
+        signals: &mut Signals,
+        memory: &mut impl GuestMemory,
+    ) -> Recorded {
+        if dtf && !fault.cause.ignores_dtf() {
+            return Recorded::No;
+        }
+        self.queue(record(fault, origin), registers, signals, memory)
+    }
+
+    /// Reports that an interrupt message could not be stored (rule REG-MSI-15): caused by no transaction.
+    pub(crate) fn report_msi_fault(
+        &mut self,
+        at: Gpa,
+        registers: &mut Registers,
+        signals: &mut Signals,
+        memory: &mut impl GuestMemory,
+    ) -> Recorded {
+        let head = FaultHead::new().with_cause(Cause::MsiWriteAccessFault.code());
+        let record = FaultRecord { head, custom: 0, iotval: at.get(), iotval2: 0 };
+        self.queue(record, registers, signals, memory)
+    }
+
+    /// Writes a record, in the order of rule FQ-02.
+    fn queue(
+        &mut self,
+        record: FaultRecord,
+        registers: &mut Registers,
+        signals: &mut Signals,
+        memory: &mut impl GuestMemory,
+    ) -> Recorded {
+        let csr = registers.fqcsr();
+        if !csr.fqon() || !csr.fqen() || csr.fqmf() || csr.fqof() {
+            return Recorded::No;
+        }
+        let ring = Ring::<32>::new(registers.fqb());
+        let (head, tail) = (registers.fqh(), registers.fqt());
+        let unread = ring.len(head, tail) != 0;
+        if unread && self.last.is_some_and(|last| is_same(&last, &record)) {
+            return Recorded::Coalesced;
+        }
+        if ring.is_full(head, tail) {
+            registers.set_fqcsr(csr.with_fqof(true));
+            return Recorded::No;
+        }
+        match View::of(registers).store(memory, ring.address(tail), record) {
+            Ok(()) => {
+                self.last = Some(record);
+                registers.set_fqt(ring.next(tail));
+                signals.fault_recorded(registers);
+                Recorded::Yes
+            }
+            Err(MemoryFault::Access | MemoryFault::Corruption) => {
+                registers.set_fqcsr(csr.with_fqmf(true));
+                Recorded::No
+            }
+        }
+    }
+}
+
+/// The one place where a fault and its transaction become a record (rules FQ-20 to FQ-32).
+fn record(fault: Fault, origin: &Origin) -> FaultRecord {
+    let Origin { device, access, process, privileged, iova } = *origin;
+    let head = FaultHead::new()
+        .with_cause(fault.cause.code())
+        .with_ttyp(access.code())
+        .with_did(device)
+        .with_pv(process.is_some())
+        .with_pid(process.unwrap_or(ProcessId::truncate(0)))
+        .with_is_priv(process.is_some() && privileged);
+    FaultRecord { head, custom: 0, iotval: iova.get(), iotval2: fault.iotval2 }
+}
+
+/// Whether two records say the same of one page.
+fn is_same(a: &FaultRecord, b: &FaultRecord) -> bool {
+    a.head == b.head && Iova::new(a.iotval).page() == Iova::new(b.iotval).page() && a.iotval2 == b.iotval2
+}

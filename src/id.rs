@@ -1,0 +1,166 @@
+//! Identifiers: one type for each, none convertible into another by accident.
+
+use crate::error::IdError;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $bits:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(u32);
+
+        impl $name {
+            /// Width in bits.
+            pub const BITS: u32 = $bits;
+
+            /// Checks that `value` fits the width.
+            ///
+            /// # Errors
+            /// [`IdError`] if a bit above [`Self::BITS`] is set.
+            pub const fn new(value: u32) -> Result<Self, IdError> {
+                if value >> Self::BITS == 0 {
+                    Ok(Self(value))
+                } else {
+                    Err(IdError { value, bits: Self::BITS })
+                }
+            }
+
+            /// Takes the low [`Self::BITS`] bits and drops the rest: for fields that have the width already.
+            #[must_use]
+            pub const fn truncate(value: u32) -> Self {
+                Self(value & (u32::MAX >> (32_u32.saturating_sub(Self::BITS))))
+            }
+
+            /// The number.
+            #[must_use]
+            pub const fn get(self) -> u32 {
+                self.0
+            }
+
+            /// Whether the number fits in `bits` bits.
+            #[must_use]
+            pub const fn fits(self, bits: u32) -> bool {
+                match self.0.checked_shr(bits) {
+                    Some(above) => above == 0,
+                    None => true,
+                }
+            }
+
+            pub(crate) const fn from_bits(value: u32) -> Self {
+                Self::truncate(value)
+            }
+
+            pub(crate) const fn into_bits(self) -> u32 {
+                self.0
+            }
+        }
+    };
+}
+
+id! {
+    /// `device_id` as the **guest** knows it: 24 bits, for PCI the segment and the requester ID.
+    ///
+    /// It selects a device context in the guest's directory. What it means on the host is decided by
+    /// [`attach`](crate::VIommu::attach) alone. Source: "Device Directory Table".
+    DeviceId, 24
+}
+
+id! {
+    /// `process_id` (PCI: PASID): 20 bits. Source: "Process Directory Table".
+    ProcessId, 20
+}
+
+id! {
+    /// `PSCID`, the guest's tag of a first-stage address space: 20 bits.
+    ///
+    /// Hardware tags first-stage translations with (GSCID, PSCID); the GSCID is the host's alone, so the guest's
+    /// PSCID needs no rewriting. Source: "Translation attributes (ta)".
+    Pscid, 20
+}
+
+id! {
+    /// `GSCID`, the tag of a second-stage address space: 16 bits.
+    ///
+    /// Only format types carry it. No order to the host does: a guest's GSCID names nothing on the host.
+    Gscid, 16
+}
+
+/// First-stage translation schemes of an RV64 guest (`iosatp.MODE` with `SXL = 0`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FirstStageMode {
+    /// 39-bit virtual addresses, three levels.
+    Sv39,
+    /// 48-bit virtual addresses, four levels.
+    Sv48,
+    /// 57-bit virtual addresses, five levels.
+    Sv57,
+}
+
+impl FirstStageMode {
+    /// The value of the 4-bit MODE field. Source: "Encodings of iosatp.MODE field".
+    #[must_use]
+    pub const fn encoding(self) -> u8 {
+        match self {
+            Self::Sv39 => 8,
+            Self::Sv48 => 9,
+            Self::Sv57 => 10,
+        }
+    }
+
+    /// Number of table levels.
+    #[must_use]
+    pub const fn levels(self) -> u8 {
+        match self {
+            Self::Sv39 => 3,
+            Self::Sv48 => 4,
+            Self::Sv57 => 5,
+        }
+    }
+}
+
+/// Second-stage translation schemes of an RV64 host (`iohgatp.MODE` with `GXL = 0`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SecondStageMode {
+    /// 41-bit guest-physical addresses.
+    Sv39x4,
+    /// 50-bit guest-physical addresses.
+    Sv48x4,
+    /// 59-bit guest-physical addresses.
+    Sv57x4,
+}
+
+impl SecondStageMode {
+    /// Width in bits of the guest-physical addresses it takes (rule S2-03).
+    #[must_use]
+    pub const fn input_width(self) -> u8 {
+        match self {
+            Self::Sv39x4 => 41,
+            Self::Sv48x4 => 50,
+            Self::Sv57x4 => 59,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_wider_than_its_field_is_refused() {
+        assert_eq!(DeviceId::new(0xff_ffff).map(DeviceId::get), Ok(0xff_ffff));
+        assert_eq!(DeviceId::new(0x100_0000), Err(IdError { value: 0x100_0000, bits: 24 }));
+        assert!(ProcessId::new(0x10_0000).is_err());
+        assert!(Pscid::new(0xf_ffff).is_ok());
+        assert!(Gscid::new(0x1_0000).is_err());
+    }
+
+    #[test]
+    fn fits_compares_the_whole_number_with_the_width() {
+        let id = DeviceId::truncate(0x40);
+        assert!(!id.fits(6));
+        assert!(id.fits(7));
+        assert!(DeviceId::truncate(u32::MAX).fits(32));
+        assert_eq!(DeviceId::truncate(u32::MAX).get(), 0xff_ffff);
+    }
+}

@@ -1,0 +1,145 @@
+//! Interrupts: from conditions to `ipsr` bits, from `ipsr` bits to messages or wires.
+//!
+//! Two invariants hold after every call into the crate: a level condition that holds has its `ipsr` bit set (rule
+//! IRQ-05), and every wire has the level its causes give it (rule REG-WSI-01). Messages go out last, after the memory
+//! and registers they announce.
+
+use crate::addr::Gpa;
+use crate::backend::{GuestMemory, Interrupts, Post};
+use crate::mem::View;
+use crate::regs::Ipsr;
+use crate::regs::file::Registers;
+
+/// Signalling state that no register shows.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    /// `ipsr` bits that went from 0 to 1 and have not been signalled.
+    edges: Ipsr,
+    /// Vectors with a message that waits for its mask to go (rule REG-MSI-10).
+    masked: u16,
+    /// Levels of the wires.
+    wires: u16,
+}
+
+impl Signals {
+    pub(crate) const fn new() -> Self {
+        Self { edges: Ipsr::new(), masked: 0, wires: 0 }
+    }
+
+    /// Forgets everything but the levels the wires have, which [`deliver`](Self::deliver) then lowers.
+    pub(crate) fn reset(&mut self) {
+        let Self { edges, masked, wires: _ } = self;
+        *edges = Ipsr::new();
+        *masked = 0;
+    }
+
+    /// Sets the `ipsr` bits whose level condition holds (rules IRQ-02, IRQ-06).
+    pub(crate) fn evaluate(&mut self, registers: &mut Registers) {
+        let (cq, fq) = (registers.cqcsr(), registers.fqcsr());
+        let cip = cq.cie() && (cq.cqmf() || cq.cmd_to() || cq.cmd_ill() || cq.fence_w_ip());
+        let fip = fq.fie() && (fq.fqmf() || fq.fqof());
+        if cip || fip {
+            self.set(registers, Ipsr::new().with_cip(cip).with_fip(fip));
+        }
+    }
+
+    /// A fault record was written (rule IRQ-03).
+    pub(crate) fn fault_recorded(&mut self, registers: &mut Registers) {
+        if registers.fqcsr().fie() {
+            self.set(registers, Ipsr::new().with_fip(true));
+        }
+    }
+
+    fn set(&mut self, registers: &mut Registers, bits: Ipsr) {
+        let old = registers.ipsr().into_bits();
+        let rising = bits.into_bits() & !old;
+        if rising != 0 {
+            registers.set_ipsr(Ipsr::from_bits(old | rising));
+            self.edges = Ipsr::from_bits(self.edges.into_bits() | rising);
+        }
+    }
+
+    /// Brings messages and wires up to date.
+    ///
+    /// # Errors
+    /// The address of a message that could not be stored. It is lost; the caller reports the fault and calls again.
+    pub(crate) fn deliver<B: GuestMemory + Interrupts>(
+        &mut self,
+        registers: &Registers,
+        backend: &mut B,
+    ) -> Result<(), Gpa> {
+        if registers.fctl().wsi() {
+            self.edges = Ipsr::new();
+            self.set_wires(registers.levels(), backend);
+            return Ok(());
+        }
+        self.set_wires(0, backend);
+        while let Some(vector) = self.take_edge(registers) {
+            if registers.msi(vector).ctl.m() {
+                self.masked |= vector_bit(vector);
+            } else {
+                send(registers, backend, vector)?;
+            }
+        }
+        // Unmasked since: the message uses the entry as it stands now (rule REG-MSI-11).
+        while let Some(vector) = self.take_unmasked(registers) {
+            send(registers, backend, vector)?;
+        }
+        Ok(())
+    }
+
+    /// Takes one edge and gives the vector `icvec` has for it.
+    fn take_edge(&mut self, registers: &Registers) -> Option<u8> {
+        let icvec = registers.icvec();
+        if self.edges.cip() {
+            self.edges.set_cip(false);
+            Some(icvec.civ())
+        } else if self.edges.fip() {
+            self.edges.set_fip(false);
+            Some(icvec.fiv())
+        } else {
+            None
+        }
+    }
+
+    fn take_unmasked(&mut self, registers: &Registers) -> Option<u8> {
+        if self.masked == 0 {
+            return None;
+        }
+        let waits = |&vector: &u8| self.masked & vector_bit(vector) != 0 && !registers.msi(vector).ctl.m();
+        let vector = (0..registers.setup().vectors).find(waits)?;
+        self.masked &= !vector_bit(vector);
+        Some(vector)
+    }
+
+    fn set_wires(&mut self, levels: u16, backend: &mut impl Interrupts) {
+        let mut differ = self.wires ^ levels;
+        self.wires = levels;
+        while let Ok(vector @ 0..16) = u8::try_from(differ.trailing_zeros()) {
+            differ &= !vector_bit(vector);
+            backend.set_wire(vector, levels & vector_bit(vector) != 0);
+        }
+    }
+}
+
+impl Registers {
+    /// The level of each wire: the causes pending on it (rule REG-WSI-01).
+    fn levels(&self) -> u16 {
+        let (ipsr, icvec) = (self.ipsr(), self.icvec());
+        [(ipsr.cip(), icvec.civ()), (ipsr.fip(), icvec.fiv()), (ipsr.pmip(), icvec.pmiv()), (ipsr.pip(), icvec.piv())]
+            .into_iter()
+            .filter(|&(pending, _)| pending)
+            .fold(0, |levels, (_, vector)| levels | vector_bit(vector))
+    }
+}
+
+/// Stores the message of a vector (rule REG-MSI-14).
+fn send(registers: &Registers, memory: &mut impl GuestMemory, vector: u8) -> Result<(), Gpa> {
+    let entry = registers.msi(vector);
+    let at = Gpa::new(entry.addr.into_bits());
+    View::of(registers).post(memory, at, entry.data, Post::Interrupt).map_err(|_| at)
+}
+
+fn vector_bit(vector: u8) -> u16 {
+    1_u16.wrapping_shl(vector.into())
+}

@@ -1,0 +1,110 @@
+//! Invalidations that wait to go out together.
+
+use heapless::Vec;
+
+use crate::addr::{Iova, PAGE_SIZE};
+use crate::backend::{Invalidation, Pages};
+
+/// Orders in the sequence they are to be carried out, as few as say exactly what was asked (rule VC-25).
+#[derive(Debug)]
+pub(crate) struct Batch<D, const BATCH: usize> {
+    orders: Vec<Invalidation<D>, BATCH>,
+}
+
+impl<D: Copy + Eq, const BATCH: usize> Batch<D, BATCH> {
+    pub(crate) const fn new() -> Self {
+        Self { orders: Vec::new() }
+    }
+
+    pub(crate) fn orders(&self) -> &[Invalidation<D>] {
+        &self.orders
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.orders.clear();
+    }
+
+    /// Takes an order in; `false` if there is no room for it.
+    ///
+    /// Merging may move an order before others. That is sound because every context changed and every guest store
+    /// made before any of these orders was asked for precedes the batch as a whole, and because what hardware caches
+    /// from an old context between two of the orders goes with that context's device order, which ends with all
+    /// first-stage translations.
+    pub(crate) fn push(&mut self, order: Invalidation<D>) -> bool {
+        let mut order = order;
+        let mut index = 0_usize;
+        while let Some(held) = self.orders.get(index) {
+            if covers(held, &order) {
+                return true;
+            }
+            match union(held, &order) {
+                Some(both) => {
+                    // Grown, it may touch others: look again from the start.
+                    self.orders.remove(index);
+                    order = both;
+                    index = 0;
+                }
+                None => index = index.saturating_add(1),
+            }
+        }
+        self.orders.push(order).is_ok()
+    }
+
+    /// Replaces all orders by one that covers them.
+    pub(crate) fn widen(&mut self) {
+        self.orders.clear();
+        // Room for one is what a capacity of at least one gives.
+        let _ = self.orders.push(Invalidation::Everything);
+    }
+
+    pub(crate) fn is_widest(&self) -> bool {
+        matches!(self.orders.as_slice(), [Invalidation::Everything])
+    }
+}
+
+/// Whether carrying out `wide` carries out `narrow` too.
+fn covers<D: Copy + Eq>(wide: &Invalidation<D>, narrow: &Invalidation<D>) -> bool {
+    match (wide, narrow) {
+        // A device order ends with all first-stage translations of the GSCID.
+        (Invalidation::Everything, _)
+        | (
+            Invalidation::Device(_) | Invalidation::FirstStage,
+            Invalidation::FirstStage | Invalidation::AddressSpace(_) | Invalidation::Pages(_),
+        ) => true,
+        (Invalidation::Device(a), Invalidation::Device(b)) => a == b,
+        (Invalidation::AddressSpace(a), Invalidation::AddressSpace(b)) => a == b,
+        (Invalidation::AddressSpace(a), Invalidation::Pages(b)) => b.pscid == Some(*a),
+        (Invalidation::Pages(a), Invalidation::Pages(b)) => {
+            (a.pscid.is_none() || a.pscid == b.pscid)
+                && (a.non_leaf || !b.non_leaf)
+                && a.first <= b.first
+                && b.last <= a.last
+        }
+        _ => false,
+    }
+}
+
+/// One order that says exactly what the two say, if there is one.
+fn union<D: Copy + Eq>(held: &Invalidation<D>, new: &Invalidation<D>) -> Option<Invalidation<D>> {
+    if covers(new, held) {
+        return Some(*new);
+    }
+    match (held, new) {
+        (Invalidation::Pages(a), Invalidation::Pages(b))
+            if a.pscid == b.pscid && a.non_leaf == b.non_leaf && touch(a, b) =>
+        {
+            Some(Invalidation::Pages(Pages { first: a.first.min(b.first), last: a.last.max(b.last), ..*a }))
+        }
+        _ => None,
+    }
+}
+
+/// Whether two ranges overlap or follow each other without a gap.
+fn touch(a: &Pages, b: &Pages) -> bool {
+    // A range that ends with the address space is followed by nothing.
+    let reaches = |a: &Pages, b: &Pages| match a.last.get().checked_add(PAGE_SIZE) {
+        Some(next) => b.first <= Iova::new(next),
+        None => true,
+    };
+    reaches(a, b) && reaches(b, a)
+}

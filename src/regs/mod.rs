@@ -1,0 +1,292 @@
+//! The register page: where each register is, how wide it is, and which part of it an access touches.
+//!
+//! [`layout`] and [`capabilities`] are the bit formats, [`file`] is the state and what reads and writes do to it.
+//! Source: "Memory-mapped register interface".
+
+pub mod capabilities;
+pub(crate) mod file;
+pub mod layout;
+
+pub use capabilities::{Capabilities, Igs};
+pub use layout::{Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Icvec, Ipsr, MsiAddr, MsiVecCtl, QueueBase};
+
+/// Size in bytes of the register page. A host traps exactly this one page.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// Entries of the MSI configuration table in the register layout.
+pub(crate) const MAX_VECTORS: u8 = 16;
+
+/// Width of a register access. Other widths are UNSPECIFIED; see [`mmio_read`](crate::VIommu::mmio_read).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Width {
+    /// 4 bytes.
+    U32,
+    /// 8 bytes.
+    U64,
+}
+
+impl Width {
+    /// Number of bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u8 {
+        match self {
+            Self::U32 => 4,
+            Self::U64 => 8,
+        }
+    }
+}
+
+/// A register that is present. Those of facilities not offered (ATS, HPM, DBG, QOSID), reserved and custom offsets
+/// have none: they read 0 and ignore writes (rules REG-ACC-11 to REG-ACC-13).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Register {
+    Capabilities,
+    Fctl,
+    Ddtp,
+    Cqb,
+    Cqh,
+    Cqt,
+    Fqb,
+    Fqh,
+    Fqt,
+    Cqcsr,
+    Fqcsr,
+    Ipsr,
+    Icvec,
+    /// `msi_addr_x` of this vector, below [`MAX_VECTORS`].
+    MsiAddr(u8),
+    MsiData(u8),
+    MsiVecCtl(u8),
+}
+
+/// Which 4-byte lanes of a register an access covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lanes {
+    /// The whole register.
+    All,
+    /// Bits 31:0 of an 8-byte register.
+    Low,
+    /// Bits 63:32 of an 8-byte register.
+    High,
+}
+
+impl Lanes {
+    /// What an access of these lanes reads of a register that holds `value`.
+    pub(crate) const fn select(self, value: u64) -> u64 {
+        match self {
+            Self::All => value,
+            Self::Low => value & 0xffff_ffff,
+            Self::High => value >> 32,
+        }
+    }
+
+    /// `stored` with these lanes replaced by `written` (rule REG-ACC-07).
+    pub(crate) const fn merge(self, stored: u64, written: u64) -> u64 {
+        match self {
+            Self::All => written,
+            Self::Low => (stored & !0xffff_ffff) | (written & 0xffff_ffff),
+            Self::High => (stored & 0xffff_ffff) | (written << 32),
+        }
+    }
+}
+
+impl Register {
+    /// The register and lanes an access touches; `None` where there is no register, and for misaligned accesses and
+    /// those that cover two registers.
+    // UNSPECIFIED: such accesses read 0 and write nothing (rules REG-ACC-08, REG-ACC-09).
+    pub(crate) const fn access(offset: u64, width: Width) -> Option<(Self, Lanes)> {
+        let aligned = match width {
+            Width::U32 => offset.trailing_zeros() >= 2,
+            Width::U64 => offset.trailing_zeros() >= 3,
+        };
+        if !aligned {
+            return None;
+        }
+        match (Self::at(offset), width) {
+            (Some(register), _) => match (register.width(), width) {
+                (Width::U32, Width::U32) | (Width::U64, Width::U64) => Some((register, Lanes::All)),
+                (Width::U64, Width::U32) => Some((register, Lanes::Low)),
+                (Width::U32, Width::U64) => None,
+            },
+            (None, Width::U32) => match Self::at(offset & !4) {
+                Some(register) if matches!(register.width(), Width::U64) => Some((register, Lanes::High)),
+                _ => None,
+            },
+            (None, Width::U64) => None,
+        }
+    }
+
+    /// The register that starts at `offset` (rules REG-MAP-01 to REG-MAP-33).
+    const fn at(offset: u64) -> Option<Self> {
+        Some(match offset {
+            0 => Self::Capabilities,
+            8 => Self::Fctl,
+            16 => Self::Ddtp,
+            24 => Self::Cqb,
+            32 => Self::Cqh,
+            36 => Self::Cqt,
+            40 => Self::Fqb,
+            48 => Self::Fqh,
+            52 => Self::Fqt,
+            72 => Self::Cqcsr,
+            76 => Self::Fqcsr,
+            84 => Self::Ipsr,
+            760 => Self::Icvec,
+            768..1024 => {
+                // Four bits of vector number above four bits of place in the entry.
+                #[expect(clippy::as_conversions, reason = "masked to four bits")]
+                let vector = ((offset >> 4) & 0xf) as u8;
+                match offset & 0xf {
+                    0 => Self::MsiAddr(vector),
+                    8 => Self::MsiData(vector),
+                    12 => Self::MsiVecCtl(vector),
+                    _ => return None,
+                }
+            }
+            _ => return None,
+        })
+    }
+
+    /// Offset in the register page.
+    pub(crate) fn offset(self) -> u16 {
+        let entry = |vector: u8, place: u16| 768_u16.saturating_add(u16::from(vector) << 4).saturating_add(place);
+        match self {
+            Self::Capabilities => 0,
+            Self::Fctl => 8,
+            Self::Ddtp => 16,
+            Self::Cqb => 24,
+            Self::Cqh => 32,
+            Self::Cqt => 36,
+            Self::Fqb => 40,
+            Self::Fqh => 48,
+            Self::Fqt => 52,
+            Self::Cqcsr => 72,
+            Self::Fqcsr => 76,
+            Self::Ipsr => 84,
+            Self::Icvec => 760,
+            Self::MsiAddr(vector) => entry(vector, 0),
+            Self::MsiData(vector) => entry(vector, 8),
+            Self::MsiVecCtl(vector) => entry(vector, 12),
+        }
+    }
+
+    /// Architected width.
+    pub(crate) const fn width(self) -> Width {
+        match self {
+            Self::Capabilities | Self::Ddtp | Self::Cqb | Self::Fqb | Self::Icvec | Self::MsiAddr(_) => Width::U64,
+            _ => Width::U32,
+        }
+    }
+
+    /// A small number for each register, below 64; [`Register::from_index`] is its inverse.
+    const fn index(self) -> u32 {
+        match self {
+            Self::Capabilities => 0,
+            Self::Fctl => 1,
+            Self::Ddtp => 2,
+            Self::Cqb => 3,
+            Self::Cqh => 4,
+            Self::Cqt => 5,
+            Self::Fqb => 6,
+            Self::Fqh => 7,
+            Self::Fqt => 8,
+            Self::Cqcsr => 9,
+            Self::Fqcsr => 10,
+            Self::Ipsr => 11,
+            Self::Icvec => 12,
+            Self::MsiAddr(vector) => 0x10 | Self::place(vector),
+            Self::MsiData(vector) => 0x20 | Self::place(vector),
+            Self::MsiVecCtl(vector) => 0x30 | Self::place(vector),
+        }
+    }
+
+    #[expect(clippy::as_conversions, reason = "widening, and `From` is not const")]
+    const fn place(vector: u8) -> u32 {
+        (vector & 0xf) as u32
+    }
+
+    const fn from_index(index: u8) -> Option<Self> {
+        Some(match index {
+            0 => Self::Capabilities,
+            1 => Self::Fctl,
+            2 => Self::Ddtp,
+            3 => Self::Cqb,
+            4 => Self::Cqh,
+            5 => Self::Cqt,
+            6 => Self::Fqb,
+            7 => Self::Fqh,
+            8 => Self::Fqt,
+            9 => Self::Cqcsr,
+            10 => Self::Fqcsr,
+            11 => Self::Ipsr,
+            12 => Self::Icvec,
+            16..32 => Self::MsiAddr(index & 0xf),
+            32..48 => Self::MsiData(index & 0xf),
+            48..64 => Self::MsiVecCtl(index & 0xf),
+            _ => return None,
+        })
+    }
+}
+
+/// A set of registers: those whose value a mirror page does not show yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RegisterSet(u64);
+
+impl RegisterSet {
+    /// Every register there is.
+    pub(crate) const ALL: Self = Self(0xffff_ffff_ffff_1fff);
+
+    pub(crate) const fn insert(&mut self, register: Register) {
+        self.0 |= 1_u64.wrapping_shl(register.index());
+    }
+
+    /// Takes one register out of the set, lowest first.
+    pub(crate) fn pop(&mut self) -> Option<Register> {
+        let index = u8::try_from(self.0.trailing_zeros()).ok()?;
+        self.0 &= self.0.wrapping_sub(1);
+        Register::from_index(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_register_has_its_own_index_and_offset() {
+        let mut all = RegisterSet::ALL;
+        let mut seen = 0;
+        while let Some(register) = all.pop() {
+            assert_eq!(Register::from_index(u8::try_from(register.index()).unwrap()), Some(register));
+            assert_eq!(
+                Register::access(u64::from(register.offset()), Width::U32).map(|(found, _)| found),
+                Some(register)
+            );
+            seen += 1;
+        }
+        assert_eq!(seen, 13 + 48);
+    }
+
+    #[test]
+    fn an_access_that_is_misaligned_or_covers_two_registers_touches_none() {
+        for offset in [8, 32, 48, 64, 72, 80, 88, 624, 776, 1016] {
+            assert_eq!(Register::access(offset, Width::U64), None, "REG-ACC-09 at {offset}");
+        }
+        for offset in [1, 2, 3, 5, 17, 18] {
+            assert_eq!(Register::access(offset, Width::U32), None, "REG-ACC-08 at {offset}");
+        }
+        assert_eq!(Register::access(4, Width::U64), None);
+        assert_eq!(Register::access(20, Width::U32), Some((Register::Ddtp, Lanes::High)));
+        assert_eq!(Register::access(16, Width::U64), Some((Register::Ddtp, Lanes::All)));
+        assert_eq!(Register::access(36, Width::U32), Some((Register::Cqt, Lanes::All)));
+        assert_eq!(Register::access(u64::MAX & !7, Width::U64), None);
+    }
+
+    #[test]
+    fn lanes_select_and_merge_halves() {
+        assert_eq!(Lanes::Low.merge(0x1111_2222_3333_4444, 0xaaaa_aaaa), 0x1111_2222_aaaa_aaaa);
+        assert_eq!(Lanes::High.merge(0x1111_2222_3333_4444, 0xaaaa_aaaa), 0xaaaa_aaaa_3333_4444);
+        assert_eq!(Lanes::High.select(0x1111_2222_3333_4444), 0x1111_2222);
+    }
+}

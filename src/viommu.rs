@@ -1,0 +1,383 @@
+//! [`VIommu`]: owns everything, and is the only place that sees everything.
+
+use crate::backend::{Backend, FenceOutcome, FenceScope, Ticket};
+use crate::cmdq::{CommandQueue, Env};
+use crate::config::Config;
+use crate::error::{AttachError, ConfigError, DetachError};
+use crate::fault::Fault;
+use crate::faultq::{FaultQueue, HostFault, Origin, Recorded};
+use crate::id::DeviceId;
+use crate::interrupt::Signals;
+use crate::nest::{Attachment, Barrier, Health, Nest, Verdict};
+use crate::progress::{Budget, Progress};
+use crate::regs::file::{Effect, Registers};
+use crate::regs::{Register, Width};
+
+/// A virtual RISC-V IOMMU for one guest.
+///
+/// `B` is the host ([`Backend`]), `DEVICES` the most passthrough devices that can be attached at a time, `BATCH` the
+/// most invalidations that are held back to go out together.
+///
+/// Calls that can leave work behind return a [`Progress`]. While it is [`Runnable`](Progress::Runnable) the host calls
+/// [`run`](Self::run) before the vCPU blocks; while it is [`Waiting`](Progress::Waiting), at every exit.
+#[derive(Debug)]
+pub struct VIommu<B: Backend, const DEVICES: usize = 16, const BATCH: usize = 16> {
+    backend: B,
+    /// `None` until [`start`](Self::start).
+    config: Option<Config>,
+    registers: Registers,
+    signals: Signals,
+    faults: FaultQueue,
+    commands: CommandQueue,
+    nest: Nest<B::Device, DEVICES, BATCH>,
+    /// What the last `ddtp` write waits for.
+    directory: Option<Barrier>,
+    /// What the last call left.
+    progress: Progress,
+    stats: Stats,
+}
+
+/// Counts of what no register shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Fault records written.
+    pub faults_recorded: u64,
+    /// Faults that the last record, still unread, stands for.
+    pub faults_coalesced: u64,
+    /// Faults the guest is not shown: its queue is off or in error, `DTF`, or the host's own.
+    pub faults_withheld: u64,
+    /// Faults the host said it lost.
+    pub faults_lost: u64,
+    /// Events that presented an old [`Attachment`].
+    pub stale_events: u64,
+}
+
+/// What the host may grant a device. There is nothing to grant beyond translation yet; ATS and page requests will be
+/// granted here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DevicePolicy {}
+
+/// A device was taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "its events present the attachment, and its progress tells what is left to do"]
+#[non_exhaustive]
+pub struct Attached {
+    /// What the device's faults present.
+    pub attachment: Attachment,
+    /// What is left until the device's context is in force.
+    pub progress: Progress,
+}
+
+impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BATCH> {
+    /// A vIOMMU that does nothing until [`start`](Self::start): registers read 0.
+    #[must_use]
+    pub const fn new(backend: B) -> Self {
+        Self {
+            backend,
+            config: None,
+            registers: Registers::new(),
+            signals: Signals::new(),
+            faults: FaultQueue::new(),
+            commands: CommandQueue::new(),
+            nest: Nest::new(),
+            directory: None,
+            progress: Progress::Idle,
+            stats: Stats {
+                faults_recorded: 0,
+                faults_coalesced: 0,
+                faults_withheld: 0,
+                faults_lost: 0,
+                stale_events: 0,
+            },
+        }
+    }
+
+    /// Fixes what the guest is offered, and resets the registers.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names what does not fit the crate or the host; the vIOMMU is then as before.
+    pub fn start(&mut self, config: &Config) -> Result<(), ConfigError> {
+        if self.config.is_some() {
+            return Err(ConfigError::AlreadyStarted);
+        }
+        let setup = config.setup(self.backend.kinds(), &self.backend.capabilities())?;
+        self.registers = Registers::of(setup);
+        self.config = Some(*config);
+        self.finish();
+        Ok(())
+    }
+
+    /// What a load of the guest reads at `offset` of the register page. Has no side effect; offsets without a
+    /// register, misaligned ones and accesses that cover two registers read 0.
+    #[must_use]
+    pub fn read(&self, offset: u64, width: Width) -> u64 {
+        match self.config {
+            Some(_) => self.registers.read(offset, width),
+            None => 0,
+        }
+    }
+
+    /// A store of the guest to `offset` of the register page. Where there is no register it has no effect; of a 4-byte
+    /// store the low half of `value` counts.
+    pub fn write(&mut self, offset: u64, width: Width, value: u64) -> Progress {
+        if self.config.is_none() {
+            return Progress::Idle;
+        }
+        match self.registers.write(offset, width, value) {
+            Effect::None => {}
+            Effect::Doorbell => {
+                self.nest.reread_one_not_valid();
+                self.advance();
+            }
+            Effect::Commands => self.advance(),
+            Effect::Directory => {
+                self.nest.release_batch(&mut self.backend);
+                self.nest.reread_all();
+                self.directory = Some(Barrier::new(FenceScope::ALL));
+                self.advance();
+            }
+        }
+        self.finish();
+        self.progress
+    }
+
+    /// A load of any size and alignment: little-endian bytes of the register page. What is not a legal access
+    /// (4 or 8 bytes, aligned, within one register) reads 0.
+    pub fn mmio_read(&self, offset: u64, bytes: &mut [u8]) {
+        bytes.fill(0);
+        if let Ok(word) = <&mut [u8; 4]>::try_from(&mut *bytes) {
+            *word = low_half(self.read(offset, Width::U32)).to_le_bytes();
+        } else if let Ok(word) = <&mut [u8; 8]>::try_from(bytes) {
+            *word = self.read(offset, Width::U64).to_le_bytes();
+        }
+    }
+
+    /// A store of any size and alignment: little-endian bytes. What is not a legal access has no effect.
+    pub fn mmio_write(&mut self, offset: u64, bytes: &[u8]) -> Progress {
+        if let Ok(word) = <[u8; 4]>::try_from(bytes) {
+            self.write(offset, Width::U32, u32::from_le_bytes(word).into())
+        } else if let Ok(word) = <[u8; 8]>::try_from(bytes) {
+            self.write(offset, Width::U64, u64::from_le_bytes(word))
+        } else {
+            self.progress
+        }
+    }
+
+    /// Goes on with work that was left.
+    pub fn run(&mut self) -> Progress {
+        self.advance();
+        self.finish();
+        self.progress
+    }
+
+    /// A fence the physical side called pending has ended. Unknown and old tickets are ignored.
+    pub fn fence_done(&mut self, ticket: Ticket, outcome: FenceOutcome) -> Progress {
+        self.nest.fence_done(ticket, outcome, &mut self.backend);
+        self.run()
+    }
+
+    /// Gives the guest the host device `device` as `id`. It is blocked until a fence is complete, then gets the
+    /// context of the guest's directory.
+    ///
+    /// # Errors
+    /// [`AttachError`]; the device is then not attached. With [`AttachError::Capability`] it was adopted and is
+    /// blocked, invalidated, fenced and released like a device that is detached: [`run`](Self::run) finishes that.
+    pub fn attach(&mut self, id: DeviceId, device: B::Device, policy: DevicePolicy) -> Result<Attached, AttachError> {
+        let DevicePolicy {} = policy;
+        match self.config {
+            None => return Err(AttachError::NotStarted),
+            Some(config) if !config.is_nested() => return Err(AttachError::NotNested),
+            Some(_) => {}
+        }
+        let attached = self.nest.attach(id, device, self.registers.capabilities(), &mut self.backend);
+        let progress = self.run();
+        attached.map(|attachment| Attached { attachment, progress })
+    }
+
+    /// Takes a device from the guest: blocked, invalidated, fenced, released. Done when the progress is
+    /// [`Idle`](Progress::Idle); until then the id stays in use.
+    ///
+    /// # Errors
+    /// [`DetachError`] if there is no such device.
+    pub fn detach(&mut self, id: DeviceId) -> Result<Progress, DetachError> {
+        self.nest.detach(id)?;
+        Ok(self.run())
+    }
+
+    /// Reads the guest's context of a device again: for a host that learned that it changed.
+    pub fn resync(&mut self, id: DeviceId) -> Progress {
+        self.nest.reread(id);
+        self.run()
+    }
+
+    /// Resets the IOMMU as its guest sees it: registers at once, waiters forgotten. Every device is blocked,
+    /// invalidated and fenced, and stays attached; the guest must not run before the progress is
+    /// [`Idle`](Progress::Idle).
+    pub fn reset(&mut self) -> Progress {
+        let Self {
+            backend: _,
+            config: _,
+            registers,
+            signals,
+            faults,
+            commands,
+            nest,
+            directory,
+            progress: _,
+            stats: _,
+        } = self;
+        registers.reset();
+        signals.reset();
+        *faults = FaultQueue::new();
+        *commands = CommandQueue::new();
+        nest.reset();
+        *directory = None;
+        self.run()
+    }
+
+    /// Takes every device from the guest: to be called before the vIOMMU is dropped, which by itself does nothing.
+    pub fn shutdown(&mut self) -> Progress {
+        self.nest.detach_all();
+        self.run()
+    }
+
+    /// A fault of an attached device, drained from the physical fault queue. The guest is shown what its own IOMMU
+    /// would have reported, which may be nothing.
+    pub fn report_fault(&mut self, attachment: Attachment, fault: &HostFault) -> Progress {
+        match self.nest.judge(attachment, fault, &self.registers, &self.backend) {
+            Verdict::Report { fault, origin, dtf } => {
+                self.record(fault, &origin, dtf);
+                self.finish();
+                self.progress
+            }
+            Verdict::Reread => {
+                self.stats.faults_withheld = self.stats.faults_withheld.wrapping_add(1);
+                self.run()
+            }
+            Verdict::NotOurs => {
+                self.stats.stale_events = self.stats.stale_events.wrapping_add(1);
+                self.progress
+            }
+        }
+    }
+
+    /// The host lost `count` faults of this guest's devices, which it is told by `fqof`.
+    pub fn report_lost(&mut self, count: u64) -> Progress {
+        self.stats.faults_lost = self.stats.faults_lost.wrapping_add(count);
+        let csr = self.registers.fqcsr();
+        if count != 0 && csr.fqon() {
+            self.registers.set_fqcsr(csr.with_fqof(true));
+            self.finish();
+        }
+        self.progress
+    }
+
+    /// Whether the physical side still does what it is told.
+    #[must_use]
+    pub const fn health(&self) -> Health {
+        self.nest.health()
+    }
+
+    /// What the last call left to do.
+    pub const fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// Counts since [`new`](Self::new).
+    #[must_use]
+    pub const fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// The host.
+    #[must_use]
+    pub const fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The host. Its side of the contract goes on while it is borrowed: nothing of what the vIOMMU has ordered may be
+    /// undone.
+    #[must_use]
+    pub const fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
+    /// Goes on with whatever waits: the directory, then the queue.
+    fn advance(&mut self) {
+        let Some(config) = self.config else {
+            return;
+        };
+        let mut budget = Budget::new(config.budget);
+        let mut waits = Progress::Idle;
+        if let Some(barrier) = &mut self.directory {
+            match self.nest.pass(barrier, &self.registers, &mut self.backend, &mut budget) {
+                Ok(()) => {
+                    self.directory = None;
+                    self.registers.clear_ddtp_busy();
+                }
+                Err(progress) => waits = progress,
+            }
+        }
+        let went = self.commands.advance(&mut Env {
+            registers: &mut self.registers,
+            nest: &mut self.nest,
+            backend: &mut self.backend,
+            budget: &mut budget,
+        });
+        self.progress = waits.max(went);
+    }
+
+    /// Ends every call that can change a register: what the guest may read is published before it is signalled.
+    fn finish(&mut self) {
+        let mirror = self.config.is_some_and(|config| config.mirror);
+        self.faults.forget_if_off(&self.registers);
+        loop {
+            self.signals.evaluate(&mut self.registers);
+            if mirror {
+                self.publish();
+            }
+            match self.signals.deliver(&self.registers, &mut self.backend) {
+                Ok(()) => return,
+                // The record may ask for one more message; that its cause is then pending already ends it (IRQ-14).
+                Err(at) => {
+                    let Self { backend, registers, signals, faults, .. } = self;
+                    let recorded = faults.report_msi_fault(at, registers, signals, backend);
+                    self.stats.count(recorded);
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        while let Some(register) = self.registers.pop_changed() {
+            let value = self.registers.value(register);
+            self.backend.publish(register.offset(), low_half(value));
+            if Register::width(register) == Width::U64 {
+                self.backend.publish(register.offset().saturating_add(4), low_half(value >> 32));
+            }
+        }
+    }
+
+    fn record(&mut self, fault: Fault, origin: &Origin, dtf: bool) {
+        let Self { backend, registers, signals, faults, stats, .. } = self;
+        stats.count(faults.report(fault, origin, dtf, registers, signals, backend));
+    }
+}
+
+impl Stats {
+    fn count(&mut self, recorded: Recorded) {
+        let counter = match recorded {
+            Recorded::Yes => &mut self.faults_recorded,
+            Recorded::Coalesced => &mut self.faults_coalesced,
+            Recorded::No => &mut self.faults_withheld,
+        };
+        *counter = counter.wrapping_add(1);
+    }
+}
+
+#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
+const fn low_half(value: u64) -> u32 {
+    value as u32
+}
