@@ -6,8 +6,6 @@
 
 use thiserror_no_std::Error;
 
-use crate::id::DeviceId;
-
 /// Where `std::error::Error` leads inside this module, so that the crate compiles whether or not the derive emits it.
 mod std {
     pub(super) mod error {
@@ -96,8 +94,8 @@ pub enum AttachError {
     #[error("this vIOMMU was configured without nesting")]
     NotNested,
     /// The guest id has a device already, perhaps one whose detach is not done yet.
-    #[error("device_id {:#x} is in use", .0.get())]
-    IdInUse(DeviceId),
+    #[error("the device_id is in use")]
+    IdInUse,
     /// The host device is attached under another guest id.
     #[error("the host device is attached already")]
     DeviceInUse,
@@ -120,8 +118,8 @@ pub enum AttachError {
 #[non_exhaustive]
 pub enum DetachError {
     /// No device is attached under this id, or its detach is under way.
-    #[error("no device is attached as device_id {:#x}", .0.get())]
-    NotAttached(DeviceId),
+    #[error("no device is attached under this device_id")]
+    NotAttached,
 }
 
 impl core::error::Error for IdError {}
@@ -144,7 +142,7 @@ mod tests {
     #[test]
     fn messages_say_what_is_wrong() {
         assert_eq!(message(&IdError { value: 0x100, bits: 8 }), "0x100 does not fit in 8 bits");
-        assert_eq!(message(&AttachError::IdInUse(DeviceId::truncate(8))), "device_id 0x8 is in use");
+        assert_eq!(message(&ConfigError::Vectors(3)), "3 interrupt vectors: the number must be 1, 2, 4, 8 or 16");
         assert_eq!(message(&OrderError::Refused { done: 3 }), "the physical IOMMU refused after 3 orders");
     }
 }

@@ -1,4 +1,57 @@
 //! A virtual RISC-V IOMMU for hypervisors: gives a guest its own IOMMU while the host keeps the physical one.
+//!
+//! # The job
+//!
+//! A guest writes the registers of an IOMMU, builds a device directory and first-stage page tables in its own memory,
+//! queues invalidation commands and reads faults. The host owns the real IOMMU, the second stage and the devices.
+//! [`VIommu`] stands between: it does to the guest's structures what hardware would do, and gives the host's driver
+//! orders that name only what the host itself handed in.
+//!
+//! ```text
+//! guest driver ──MMIO──► read / write ─► regs ─► cmdq ─► ddt ─► nest ─► orders ──► physical IOMMU (host driver)
+//! guest memory ◄──── GuestMemory::load / store ◄──────────────────┘     first stage: guest's, nested
+//! guest's fault queue, MSI or wire ◄── report_fault ◄── physical FQ     second stage: host's
+//! ```
+//!
+//! # Layers
+//!
+//! Imports go down only; a test holds this table and the sources together.
+//!
+//! | layer | modules | what |
+//! |---|---|---|
+//! | 0 | [`error`] [`id`] [`addr`] `progress` | newtypes, host errors, what a call left to do |
+//! | 1 | [`regs`] [`fault`] [`backend`] | register formats and the register file; causes; the host's traits and orders |
+//! | 2 | `config` `mem` `ring`, formats [`ddt::entry`] [`cmdq::command`] [`faultq::record`] | what is offered; the one place that reads and writes records; queue indices |
+//! | 4 | [`ddt`] | locating and checking a device context |
+//! | 6 | `interrupt` [`faultq`] `nest` [`cmdq`] | what the IOMMU does |
+//! | 8 | `viommu` | owns everything; the only module that sees everything |
+//! | 9 | `mock` | doubles for tests, feature `mock` |
+//!
+//! Formats have no behaviour and are public, to encode as well as to decode: a host's driver of the physical IOMMU uses
+//! the same ones. Behaviour has no bit arithmetic.
+//!
+//! # Address spaces
+//!
+//! [`Iova`] is an address a device uses. [`Gpa`] is an address in the physical address space of the VM that drives the
+//! vIOMMU, what the specification calls an SPA; to the host it is not a physical address. Host-physical addresses do
+//! not occur.
+//!
+//! # Promises
+//!
+//! * No word a guest wrote, no GSCID and no guest `device_id` reaches [`PhysicalIommu`]: orders are typed, over
+//!   handles the host attached.
+//! * `cqh` passes an IOFENCE.C, and `ddtp.busy` clears, only after every order before it is complete on hardware. A
+//!   device whose context the guest made invalid is blocked by then.
+//! * No guest input panics, spins or allocates; work for each call is bounded by [`Config::with_budget`], and what is
+//!   left goes on in [`VIommu::run`].
+//! * Each record is read once and decided on as a copy.
+//! * Nothing a guest can trigger is logged louder than `debug`.
+//!
+//! Where the specification leaves a choice open, the code says `UNSPECIFIED` and which choice it makes.
+//!
+//! # First contact
+//!
+//! Implement the three traits of [`backend`], where a complete small host is, then follow `examples/quickstart.rs`.
 #![no_std]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -23,6 +76,11 @@ mod progress;
 pub mod regs;
 mod ring;
 mod viommu;
+
+/// The snippets of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
 
 pub use addr::{Gpa, Iova, Ppn};
 pub use backend::{

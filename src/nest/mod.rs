@@ -181,7 +181,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             return Err(AttachError::Failed);
         }
         if self.slots.iter().any(|slot| slot.id == id) {
-            return Err(AttachError::IdInUse(id));
+            return Err(AttachError::IdInUse);
         }
         if self.slots.iter().any(|slot| slot.device == device) {
             return Err(AttachError::DeviceInUse);
@@ -228,7 +228,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             .slots
             .iter_mut()
             .find(|slot| slot.id == id && slot.phase != Phase::Leaving)
-            .ok_or(DetachError::NotAttached(id))?;
+            .ok_or(DetachError::NotAttached)?;
         slot.leave();
         Ok(())
     }

@@ -1,0 +1,220 @@
+//! The contract of [`PhysicalIommu`](crate::PhysicalIommu), one method for each order.
+//!
+//! Every method is called with the answer the order gets; the books then say what the next orders may be.
+
+use std::collections::BTreeMap;
+
+use crate::backend::{Applied, Completion, Context, Invalidation, Ticket};
+use crate::error::OrderError;
+
+use super::PhysicalDevice;
+
+/// What one VM's vIOMMU has ordered, as far as it binds the orders to come.
+#[derive(Debug, Default)]
+pub(super) struct Contract {
+    devices: BTreeMap<PhysicalDevice, Books>,
+    flush: Flush,
+    /// An order was answered with Fatal, and no fence has completed since.
+    failed: bool,
+    last_ticket: Option<Ticket>,
+    /// Counts orders.
+    now: u64,
+    /// The orders a fence covers, until it is complete.
+    fences: BTreeMap<Ticket, u64>,
+    /// The orders that are complete.
+    fenced: u64,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    state: State,
+    /// The order that last changed the context or dropped it from the caches.
+    touched: u64,
+    /// The context changed and has not been dropped from the caches since.
+    cached: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Adopted,
+    /// A change of context failed.
+    Failed,
+    Blocked,
+    /// The host blocked it on the way to another context.
+    OnTheWay,
+    Open,
+}
+
+/// What became of the last batch of invalidations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Flush {
+    #[default]
+    Fine,
+    Refused,
+    /// `Everything` was refused too.
+    Degraded,
+}
+
+impl Contract {
+    pub(super) fn adopted(&self, device: PhysicalDevice) -> bool {
+        self.devices.contains_key(&device)
+    }
+
+    /// `taken`: some VM, perhaps this one, has the device.
+    pub(super) fn adopt<T>(&mut self, device: PhysicalDevice, taken: bool, answer: &Result<T, OrderError>) {
+        self.now = self.now.wrapping_add(1);
+        assert!(!taken, "contract: adopt of {device:?}, which a vIOMMU has already");
+        assert!(!self.failed, "contract: adopt of {device:?} after Fatal and before a reset");
+        match answer {
+            Ok(_) => drop(self.devices.insert(device, Books::default())),
+            Err(error) => self.failed |= *error == OrderError::Fatal,
+        }
+    }
+
+    pub(super) fn set_context(&mut self, device: PhysicalDevice, new: &Context, answer: Result<Applied, OrderError>) {
+        self.now = self.now.wrapping_add(1);
+        let (now, fenced, failed) = (self.now, self.fenced, self.failed);
+        let books = self.books(device, "set_context");
+        let blocked = *new == Context::Blocked;
+        assert!(blocked || !failed, "contract: {device:?} gets {new:?} after Fatal and before a reset");
+        assert!(
+            blocked || !matches!(books.state, State::Adopted | State::Failed),
+            "contract: {device:?} gets {new:?}, but Blocked comes first after adopt and after a failed set_context"
+        );
+        assert!(
+            blocked || books.state != State::OnTheWay || (!books.cached && books.touched <= fenced),
+            "contract: {device:?} gets {new:?} before the invalidation and fence that Applied::Blocked asks for"
+        );
+        books.state = match answer {
+            Err(OrderError::Busy) => return,
+            Err(_) => State::Failed,
+            Ok(_) if blocked => State::Blocked,
+            Ok(Applied::Switched) => State::Open,
+            Ok(Applied::Blocked) => State::OnTheWay,
+        };
+        books.touched = now;
+        books.cached = true;
+        self.failed |= answer == Err(OrderError::Fatal);
+    }
+
+    pub(super) fn invalidate(&mut self, orders: &[Invalidation<PhysicalDevice>], answer: Result<(), OrderError>) {
+        self.now = self.now.wrapping_add(1);
+        let everything = matches!(orders, [Invalidation::Everything]);
+        assert!(!orders.is_empty(), "contract: an empty batch of invalidations");
+        assert!(
+            everything || self.flush != Flush::Refused,
+            "contract: {orders:?} after a refused batch, which is issued once more as Everything"
+        );
+        for order in orders {
+            self.well_formed(order);
+        }
+        let done = match answer {
+            Ok(()) => orders.len(),
+            Err(OrderError::Refused { done }) => done,
+            Err(_) => 0,
+        };
+        for order in orders.iter().take(done) {
+            self.dropped(order);
+        }
+        match answer {
+            // Degraded ends with a flush of everything, or of every device.
+            Ok(()) if everything || self.devices.values().all(|books| !books.cached) => self.flush = Flush::Fine,
+            Err(OrderError::Refused { .. }) if everything => self.flush = Flush::Degraded,
+            Err(OrderError::Refused { .. }) => self.flush = Flush::Refused,
+            Err(OrderError::Fatal) => self.failed = true,
+            Ok(()) | Err(OrderError::Busy) => {}
+        }
+    }
+
+    pub(super) fn fence(&mut self, upto: Ticket, answer: Result<Completion, OrderError>) {
+        self.now = self.now.wrapping_add(1);
+        let excused = self.failed || self.flush == Flush::Degraded;
+        assert!(self.last_ticket.is_none_or(|last| last < upto), "contract: fence({upto:?}): tickets only grow");
+        assert!(
+            excused || self.flush != Flush::Refused,
+            "contract: fence({upto:?}) after a refused batch, which is issued once more as Everything"
+        );
+        for (device, Books { state, cached, .. }) in &self.devices {
+            assert!(
+                *state != State::Open || !excused,
+                "contract: fence({upto:?}) with {device:?} not blocked after the host failed"
+            );
+            assert!(
+                *state != State::Failed || excused,
+                "contract: fence({upto:?}) with {device:?} not blocked after a failed set_context"
+            );
+            assert!(
+                !cached || excused,
+                "contract: fence({upto:?}) without the invalidation of {device:?}, whose context changed"
+            );
+        }
+        if answer == Err(OrderError::Busy) {
+            return;
+        }
+        self.last_ticket = Some(upto);
+        self.failed |= answer == Err(OrderError::Fatal);
+        if let Ok(completion) = answer {
+            self.fences.insert(upto, self.now);
+            if completion == Completion::Done {
+                self.complete(upto);
+            }
+        }
+    }
+
+    /// A fence is complete, and with it all before it.
+    pub(super) fn complete(&mut self, ticket: Ticket) {
+        if let Some((_, &covered)) = self.fences.range(..=ticket).next_back() {
+            self.fences.retain(|&later, _| later > ticket);
+            self.fenced = covered;
+            // The first fence to complete after Fatal is that of a reset.
+            self.failed = false;
+        }
+    }
+
+    pub(super) fn release(&mut self, device: PhysicalDevice) {
+        let excused = self.failed || self.flush == Flush::Degraded;
+        let fenced = self.fenced;
+        let books = self.books(device, "release");
+        assert!(books.state == State::Blocked, "contract: release of {device:?}, which is not Blocked");
+        assert!(!books.cached || excused, "contract: release of {device:?} without its invalidation");
+        assert!(books.touched <= fenced || excused, "contract: release of {device:?} before a completed fence");
+        self.devices.remove(&device);
+    }
+
+    fn books(&mut self, device: PhysicalDevice, order: &str) -> &mut Books {
+        assert!(self.adopted(device), "contract: {order} of {device:?}, which this vIOMMU has not adopted");
+        self.devices.entry(device).or_default()
+    }
+
+    fn well_formed(&mut self, order: &Invalidation<PhysicalDevice>) {
+        match order {
+            Invalidation::Device(device) => {
+                let state = self.books(*device, "invalidation").state;
+                assert!(
+                    !matches!(state, State::Adopted | State::Failed) || self.failed,
+                    "contract: invalidation of {device:?}, but Blocked comes first"
+                );
+            }
+            Invalidation::Pages(pages) => {
+                let aligned = pages.first == pages.first.page() && pages.last == pages.last.page();
+                assert!(aligned && pages.first <= pages.last, "contract: {pages:?} is no range of pages");
+            }
+            Invalidation::AddressSpace(_) | Invalidation::FirstStage | Invalidation::Everything => {}
+        }
+        assert!(
+            !self.failed || matches!(order, Invalidation::Device(_) | Invalidation::Everything),
+            "contract: {order:?} after Fatal and before a reset"
+        );
+    }
+
+    fn dropped(&mut self, order: &Invalidation<PhysicalDevice>) {
+        let now = self.now;
+        for (device, books) in &mut self.devices {
+            if matches!(order, Invalidation::Everything) || *order == Invalidation::Device(*device) {
+                books.cached = false;
+                books.touched = now;
+            }
+        }
+    }
+}

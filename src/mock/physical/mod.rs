@@ -1,0 +1,236 @@
+//! A physical IOMMU and its host driver, one [`Hardware`] for all VMs and one [`Physical`] for each.
+
+mod context;
+mod contract;
+mod driver;
+mod hardware;
+mod ioatc;
+mod walk;
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::vec::Vec;
+
+use crate::backend::{Applied, Completion, Context, FenceScope, HostCapabilities, Invalidation, PhysicalIommu, Ticket};
+use crate::error::OrderError;
+use crate::id::Gscid;
+
+use contract::Contract;
+pub use driver::Strategy;
+pub use hardware::{Access, Dma, Hardware, PageResponse, PhysicalFault, Traffic};
+
+/// The physical `device_id` of a device: never the guest's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(clippy::exhaustive_structs, reason = "tests build it from a number")]
+pub struct PhysicalDevice(pub u32);
+
+/// An order the vIOMMU gave, and the answer it got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Order {
+    /// [`PhysicalIommu::adopt`].
+    Adopt(PhysicalDevice, Result<HostCapabilities, OrderError>),
+    /// [`PhysicalIommu::set_context`].
+    SetContext(PhysicalDevice, Context, Result<Applied, OrderError>),
+    /// [`PhysicalIommu::invalidate`].
+    Invalidate(Vec<Invalidation<PhysicalDevice>>, Result<(), OrderError>),
+    /// [`PhysicalIommu::fence`].
+    Fence(Ticket, FenceScope, Result<Completion, OrderError>),
+    /// [`PhysicalIommu::release`].
+    Release(PhysicalDevice),
+}
+
+/// One VM's handle on a [`Hardware`]: a host driver that puts its own GSCID into every order, records the orders and
+/// checks them against the contract. A clone is another handle of the same VM.
+///
+/// Answers can be scripted, one queue for each kind of order; without a script the driver answers what it did.
+#[derive(Clone, Debug)]
+pub struct Physical {
+    hardware: Hardware,
+    gscid: Gscid,
+    vm: Arc<Mutex<Vm>>,
+}
+
+#[derive(Debug, Default)]
+struct Vm {
+    contract: Contract,
+    orders: Vec<Order>,
+    /// What was ordered and is not executed before a fence after it completes.
+    waiting: VecDeque<Waiting>,
+    pending: bool,
+    adopts: VecDeque<Result<HostCapabilities, OrderError>>,
+    contexts: VecDeque<Result<Applied, OrderError>>,
+    invalidations: VecDeque<Result<(), OrderError>>,
+    fences: VecDeque<Result<Completion, OrderError>>,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    Invalidation(Invalidation<PhysicalDevice>),
+    Fence(Ticket),
+}
+
+impl Physical {
+    fn new(hardware: Hardware, gscid: Gscid) -> Self {
+        Self { hardware, gscid, vm: Arc::default() }
+    }
+
+    /// The IOMMU it drives.
+    #[must_use]
+    pub const fn hardware(&self) -> &Hardware {
+        &self.hardware
+    }
+
+    /// The orders since they were last taken.
+    #[must_use]
+    pub fn take_orders(&self) -> Vec<Order> {
+        mem::take(&mut self.vm().orders)
+    }
+
+    /// The context in force for a device of this VM: what hardware reads in memory now.
+    #[must_use]
+    pub fn context(&self, device: PhysicalDevice) -> Option<Context> {
+        let adopted = self.vm().contract.adopted(device);
+        adopted.then(|| self.hardware.context(device)).flatten()
+    }
+
+    /// Whether fences stay [`Completion::Pending`] until [`complete`](Self::complete).
+    pub fn set_pending(&self, pending: bool) {
+        self.vm().pending = pending;
+    }
+
+    /// Completes the fence with this ticket and all before it; the tickets that completed. The vIOMMU is not told:
+    /// that is the test's [`fence_done`](crate::VIommu::fence_done).
+    #[must_use]
+    pub fn complete(&self, upto: Ticket) -> Vec<Ticket> {
+        self.vm().complete(self, upto)
+    }
+
+    /// Completes every fence; the tickets that completed.
+    #[must_use]
+    pub fn complete_all(&self) -> Vec<Ticket> {
+        self.complete(Ticket::new(u64::MAX))
+    }
+
+    /// Scripts the answer to an [`adopt`](PhysicalIommu::adopt).
+    pub fn answer_next_adopt(&self, answer: Result<HostCapabilities, OrderError>) {
+        self.vm().adopts.push_back(answer);
+    }
+
+    /// Scripts the answer to a [`set_context`](PhysicalIommu::set_context): `Ok(Switched)` is what the driver answers
+    /// by itself, `Ok(Blocked)` blocks the device instead, an error leaves its context as it is.
+    pub fn answer_next_set_context(&self, answer: Result<Applied, OrderError>) {
+        self.vm().contexts.push_back(answer);
+    }
+
+    /// Scripts the answer to an [`invalidate`](PhysicalIommu::invalidate); what the answer says was done is done.
+    pub fn answer_next_invalidate(&self, answer: Result<(), OrderError>) {
+        self.vm().invalidations.push_back(answer);
+    }
+
+    /// Scripts the answer to a [`fence`](PhysicalIommu::fence).
+    pub fn answer_next_fence(&self, answer: Result<Completion, OrderError>) {
+        self.vm().fences.push_back(answer);
+    }
+
+    fn vm(&self) -> MutexGuard<'_, Vm> {
+        super::lock(&self.vm)
+    }
+}
+
+impl Vm {
+    /// Executes what waits for the fences up to `upto`.
+    fn complete(&mut self, handle: &Physical, upto: Ticket) -> Vec<Ticket> {
+        let reached = |waiting: &Waiting| matches!(waiting, Waiting::Fence(ticket) if *ticket <= upto);
+        let count = self.waiting.iter().rposition(reached).map_or(0, |last| last.saturating_add(1));
+        let mut machine = handle.hardware.machine();
+        let mut done = Vec::new();
+        for waiting in self.waiting.drain(..count) {
+            match waiting {
+                Waiting::Invalidation(order) => machine.execute(handle.gscid, &order),
+                Waiting::Fence(ticket) => done.push(ticket),
+            }
+        }
+        for &ticket in &done {
+            self.contract.complete(ticket);
+        }
+        done
+    }
+}
+
+impl PhysicalIommu for Physical {
+    type Device = PhysicalDevice;
+
+    fn capabilities(&self) -> HostCapabilities {
+        self.hardware.machine().capabilities
+    }
+
+    fn adopt(&mut self, device: PhysicalDevice) -> Result<HostCapabilities, OrderError> {
+        let mut vm = self.vm();
+        let mut machine = self.hardware.machine();
+        let own = machine.overrides.get(&device).copied().unwrap_or(machine.capabilities);
+        let answer = vm.adopts.pop_front().unwrap_or(Ok(own));
+        vm.contract.adopt(device, machine.owners.contains_key(&device), &answer);
+        if answer.is_ok() {
+            machine.owners.insert(device, self.gscid);
+        }
+        vm.orders.push(Order::Adopt(device, answer));
+        answer
+    }
+
+    fn set_context(&mut self, device: PhysicalDevice, new: &Context) -> Result<Applied, OrderError> {
+        let mut vm = self.vm();
+        let rewrite = |new| self.hardware.machine().rewrite(device, self.gscid, new);
+        let answer = match vm.contexts.pop_front() {
+            None | Some(Ok(Applied::Switched)) => Ok(rewrite(new)),
+            Some(Ok(Applied::Blocked)) => {
+                rewrite(&Context::Blocked);
+                Ok(Applied::Blocked)
+            }
+            Some(Err(error)) => Err(error),
+        };
+        vm.contract.set_context(device, new, answer);
+        vm.orders.push(Order::SetContext(device, *new, answer));
+        answer
+    }
+
+    fn invalidate(&mut self, orders: &[Invalidation<PhysicalDevice>]) -> Result<(), OrderError> {
+        let mut vm = self.vm();
+        let answer = vm.invalidations.pop_front().unwrap_or(Ok(()));
+        vm.contract.invalidate(orders, answer);
+        let done = match answer {
+            Ok(()) => orders.len(),
+            Err(OrderError::Refused { done }) => done,
+            Err(_) => 0,
+        };
+        vm.waiting.extend(orders.iter().take(done).copied().map(Waiting::Invalidation));
+        vm.orders.push(Order::Invalidate(orders.to_vec(), answer));
+        answer
+    }
+
+    fn fence(&mut self, upto: Ticket, scope: FenceScope) -> Result<Completion, OrderError> {
+        let mut vm = self.vm();
+        let own = if vm.pending { Completion::Pending } else { Completion::Done };
+        let answer = vm.fences.pop_front().unwrap_or(Ok(own));
+        vm.contract.fence(upto, answer);
+        if answer.is_ok() {
+            vm.waiting.push_back(Waiting::Fence(upto));
+        }
+        if answer == Ok(Completion::Done) {
+            vm.complete(self, upto);
+        }
+        vm.orders.push(Order::Fence(upto, scope, answer));
+        answer
+    }
+
+    fn release(&mut self, device: PhysicalDevice) {
+        let mut vm = self.vm();
+        vm.contract.release(device);
+        self.hardware.machine().owners.remove(&device);
+        vm.orders.push(Order::Release(device));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,280 @@
+//! Device directories and first-stage tables in guest memory, as a guest driver builds them.
+//!
+//! Everything is a literal of the specification's figures, independent of the crate's own formats.
+
+use crate::addr::{Gpa, Iova};
+use crate::id::{DeviceId, FirstStageMode, Pscid};
+
+use super::memory::Memory;
+
+/// Bits of a leaf PTE (rule PTE-01).
+pub mod pte {
+    /// Valid.
+    pub const V: u64 = 1;
+    /// Readable.
+    pub const R: u64 = 1 << 1;
+    /// Writable.
+    pub const W: u64 = 1 << 2;
+    /// Executable.
+    pub const X: u64 = 1 << 3;
+    /// For user accesses; every device access without `process_id` is one.
+    pub const U: u64 = 1 << 4;
+    /// In every address space of its VM.
+    pub const G: u64 = 1 << 5;
+    /// Accessed.
+    pub const A: u64 = 1 << 6;
+    /// Dirty.
+    pub const D: u64 = 1 << 7;
+    /// A page a device may read and write, with nothing left for the IOMMU to update.
+    pub const RW: u64 = V | R | W | U | A | D;
+    /// A page a device may read.
+    pub const RO: u64 = V | R | U | A;
+}
+
+/// A device context that translates nothing: V = 1, `iosatp` Bare (rules DC-01, DC-24).
+#[must_use]
+pub const fn bare() -> [u64; 4] {
+    [1, 0, 0, 0]
+}
+
+/// A device context with a first stage: `ta.PSCID` is bits 31:12, `iosatp` has MODE in 63:60 (rules DC-21, DC-24).
+#[must_use]
+pub fn first_stage(mode: FirstStageMode, root: Gpa, pscid: Pscid) -> [u64; 4] {
+    [1, 0, u64::from(pscid.get()) << 12, u64::from(mode.encoding()) << 60 | root.get() >> 12]
+}
+
+/// A device directory in guest memory (rules DDT-01 to DDT-06).
+#[derive(Clone, Debug)]
+pub struct Directory {
+    memory: Memory,
+    root: Gpa,
+    levels: u8,
+    extended: bool,
+    big_endian: bool,
+}
+
+impl Directory {
+    /// An empty directory of 1 to 3 levels, for 64-byte contexts if `extended`, else for 32-byte ones.
+    ///
+    /// # Panics
+    /// If there is no such number of levels.
+    #[must_use]
+    pub fn new(memory: &Memory, levels: u8, extended: bool) -> Self {
+        assert!((1..=3).contains(&levels), "a directory has 1 to 3 levels, not {levels}");
+        Self { memory: memory.clone(), root: memory.allocate(1), levels, extended, big_endian: false }
+    }
+
+    /// Writes entries in big-endian order from now on (`fctl.BE`).
+    #[must_use]
+    pub fn big_endian(self) -> Self {
+        Self { big_endian: true, ..self }
+    }
+
+    /// The root page.
+    #[must_use]
+    pub const fn root(&self) -> Gpa {
+        self.root
+    }
+
+    /// What the guest writes to `ddtp`: the mode of this number of levels in 3:0, the root in 53:10 (rule DDT-03).
+    #[must_use]
+    pub fn ddtp(&self) -> u64 {
+        self.root.get() >> 2 | u64::from(self.levels.wrapping_add(1))
+    }
+
+    /// Writes the context of `device`, `tc` last; what is not given is 0.
+    pub fn set(&self, device: DeviceId, context: &[u64]) {
+        let at = self.entry_address(device);
+        let dwords = if self.extended { 8 } else { 4 };
+        for index in (0..dwords).rev() {
+            let value = usize::try_from(index).ok().and_then(|index| context.get(index));
+            self.put(at.or(index << 3), value.copied().unwrap_or_default());
+        }
+    }
+
+    /// Clears V of a context and leaves the rest of it.
+    pub fn invalidate(&self, device: DeviceId) {
+        let at = self.entry_address(device);
+        self.put(at, self.get(at) & !1);
+    }
+
+    /// Where the context of `device` is; makes the way to it.
+    #[must_use]
+    pub fn entry_address(&self, device: DeviceId) -> Gpa {
+        let (bits, size_log2) = if self.extended { (6, 6) } else { (7, 5) };
+        let index = device.get() & 1_u32.wrapping_shl(bits).wrapping_sub(1);
+        self.table(device, 0).or(u64::from(index).wrapping_shl(size_log2))
+    }
+
+    /// Where the non-leaf entry of `device` at `level` is, 1 being the level that points to contexts; makes the way
+    /// to it, and leaves it as it is.
+    #[must_use]
+    pub fn non_leaf_address(&self, device: DeviceId, level: u8) -> Gpa {
+        let leaf_bits: u32 = if self.extended { 6 } else { 7 };
+        let shift = leaf_bits.wrapping_add(u32::from(level.saturating_sub(1)).wrapping_mul(9));
+        let index = device.get().wrapping_shr(shift) & 0x1ff;
+        self.table(device, level).or(u64::from(index) << 3)
+    }
+
+    /// The page that holds the entry of `device` at `level`; missing pages on the way are added.
+    fn table(&self, device: DeviceId, level: u8) -> Gpa {
+        let above = level.wrapping_add(1);
+        if above >= self.levels {
+            return self.root;
+        }
+        let at = self.non_leaf_address(device, above);
+        if self.get(at) & 1 == 0 {
+            // V in bit 0, PPN in 53:10 (rule DDT-10).
+            self.put(at, self.memory.allocate(1).get() >> 2 | 1);
+        }
+        Gpa::new((self.get(at) & 0x003f_ffff_ffff_fc00) << 2)
+    }
+
+    fn get(&self, at: Gpa) -> u64 {
+        in_order(self.memory.read(at), self.big_endian)
+    }
+
+    fn put(&self, at: Gpa, value: u64) {
+        self.memory.write(at, in_order(value, self.big_endian));
+    }
+}
+
+/// Sizes of a first-stage leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PageSize {
+    /// 4 KiB.
+    K4,
+    /// 2 MiB.
+    M2,
+    /// 1 GiB.
+    G1,
+}
+
+impl PageSize {
+    const fn level(self) -> u8 {
+        match self {
+            Self::K4 => 0,
+            Self::M2 => 1,
+            Self::G1 => 2,
+        }
+    }
+}
+
+/// A first-stage table in guest memory (rules S1-03, PTE-01).
+#[derive(Clone, Debug)]
+pub struct FirstStageTable {
+    memory: Memory,
+    mode: FirstStageMode,
+    root: Gpa,
+    big_endian: bool,
+}
+
+impl FirstStageTable {
+    /// An empty table.
+    #[must_use]
+    pub fn new(memory: &Memory, mode: FirstStageMode) -> Self {
+        Self { memory: memory.clone(), mode, root: memory.allocate(1), big_endian: false }
+    }
+
+    /// Writes entries in big-endian order from now on (`tc.SBE`).
+    #[must_use]
+    pub fn big_endian(self) -> Self {
+        Self { big_endian: true, ..self }
+    }
+
+    /// The root page.
+    #[must_use]
+    pub const fn root(&self) -> Gpa {
+        self.root
+    }
+
+    /// The device context that uses this table.
+    #[must_use]
+    pub fn context(&self, pscid: Pscid) -> [u64; 4] {
+        first_stage(self.mode, self.root, pscid)
+    }
+
+    /// Maps the page of this size that holds `iova` to the one that holds `gpa`; `flags` are bits of [`pte`].
+    pub fn map(&self, iova: Iova, gpa: Gpa, size: PageSize, flags: u64) {
+        let within = 0x1000_u64.wrapping_shl(u32::from(size.level()).wrapping_mul(9)).wrapping_sub(1);
+        self.put(self.entry_address(iova, size.level()), (gpa.get() & !within) >> 2 | flags);
+    }
+
+    /// Clears the leaf of this size that maps `iova`.
+    pub fn unmap(&self, iova: Iova, size: PageSize) {
+        self.put(self.entry_address(iova, size.level()), 0);
+    }
+
+    /// Where the entry for `iova` at `level` is, 0 being 4-KiB leaves; makes the way to it.
+    #[must_use]
+    pub fn entry_address(&self, iova: Iova, level: u8) -> Gpa {
+        let shift = 12_u32.wrapping_add(u32::from(level).wrapping_mul(9));
+        let index = iova.get().wrapping_shr(shift) & 0x1ff;
+        self.table(iova, level).or(index << 3)
+    }
+
+    fn table(&self, iova: Iova, level: u8) -> Gpa {
+        let above = level.wrapping_add(1);
+        if above >= self.mode.levels() {
+            return self.root;
+        }
+        let at = self.entry_address(iova, above);
+        if self.get(at) & 1 == 0 {
+            self.put(at, self.memory.allocate(1).get() >> 2 | pte::V);
+        }
+        Gpa::new((self.get(at) & 0x003f_ffff_ffff_fc00) << 2)
+    }
+
+    fn get(&self, at: Gpa) -> u64 {
+        in_order(self.memory.read(at), self.big_endian)
+    }
+
+    fn put(&self, at: Gpa, value: u64) {
+        self.memory.write(at, in_order(value, self.big_endian));
+    }
+}
+
+fn in_order(word: u64, big_endian: bool) -> u64 {
+    if big_endian { word.swap_bytes() } else { word }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_is_where_the_indices_say() {
+        let memory = Memory::new();
+        let device = DeviceId::new(0x12_3456).unwrap();
+        // Base format: DDI[0] = 0x56, DDI[1] = 0x68, DDI[2] = 0x12 (DDT-02).
+        let base = Directory::new(&memory, 3, false);
+        base.set(device, &bare());
+        let first = memory.read(Gpa::new(base.root().get() + 0x12 * 8));
+        let second = memory.read(Gpa::new((first >> 10 << 12) + 0x68 * 8));
+        assert_eq!(memory.read(Gpa::new((second >> 10 << 12) + 0x56 * 32)), 1);
+        assert_eq!(base.non_leaf_address(device, 2), Gpa::new(base.root().get() + 0x12 * 8));
+        assert_eq!(base.ddtp(), base.root().get() >> 12 << 10 | 4);
+        // Extended format: DDI[0] = 0x16, DDI[1] = 0xd1, DDI[2] = 0x24.
+        let extended = Directory::new(&memory, 3, true).big_endian();
+        extended.set(device, &[1]);
+        let first = memory.read(Gpa::new(extended.root().get() + 0x24 * 8)).swap_bytes();
+        let second = memory.read(Gpa::new((first >> 10 << 12) + 0xd1 * 8)).swap_bytes();
+        assert_eq!(memory.read(Gpa::new((second >> 10 << 12) + 0x16 * 64)), 1 << 56);
+    }
+
+    #[test]
+    fn a_leaf_is_where_the_indices_say() {
+        let memory = Memory::new();
+        let table = FirstStageTable::new(&memory, FirstStageMode::Sv39);
+        table.map(Iova::new(0x7f_c060_5123), Gpa::new(0x1234_5678), PageSize::K4, pte::RO);
+        // VPN[2] = 0x1ff, VPN[1] = 3, VPN[0] = 5 (S1-03).
+        let first = memory.read(Gpa::new(table.root().get() + 0x1ff * 8));
+        let second = memory.read(Gpa::new((first >> 10 << 12) + 3 * 8));
+        assert_eq!(memory.read(Gpa::new((second >> 10 << 12) + 5 * 8)), 0x1_2345 << 10 | 0x53);
+        table.map(Iova::new(0x4000_0000), Gpa::new(0xc000_1000), PageSize::G1, pte::RW);
+        assert_eq!(memory.read(Gpa::new(table.root().get() + 8)), 0xc_0000 << 10 | 0xd7);
+        table.unmap(Iova::new(0x4000_0000), PageSize::G1);
+        assert_eq!(memory.read(Gpa::new(table.root().get() + 8)), 0);
+    }
+}
