@@ -148,13 +148,19 @@
 //! );
 //! ```
 
-use core::convert::Infallible;
+mod host;
+mod order;
+mod parts;
+
+pub use host::HostCapabilities;
+pub use order::{Applied, Completion, Context, FenceOutcome, FenceScope, FirstStage, Invalidation, Pages, Ticket};
+pub use parts::{NoPhysical, Parts};
+
 use core::fmt::Debug;
 
-use crate::addr::{Gpa, Iova, Ppn};
+use crate::addr::Gpa;
 use crate::error::{MemoryFault, OrderError};
-use crate::id::{FirstStageMode, Pscid, SecondStageMode};
-use crate::regs::{Capabilities, Igs};
+use crate::regs::Igs;
 
 /// The memory of the VM that drives this vIOMMU, and where its message-signalled interrupts go.
 ///
@@ -190,7 +196,7 @@ pub trait GuestMemory {
 
     /// Stores `value` at `offset` of a page that shows the guest the registers, so that its loads need not trap.
     ///
-    /// Called only with [`Config::mirror`](crate::Config::mirror). The page is a dedicated zeroed one, read-only to
+    /// Called only with [`Config::with_mirror`](crate::Config::with_mirror). The page is a dedicated zeroed one, read-only to
     /// the guest, absent from the second stage of devices, and never read back. The store is 4 bytes wide, release-
     /// ordered after the stores to guest memory it announces; the `post` or `set_wire` that signals it comes later.
     fn publish(&mut self, offset: u16, value: u32) {
@@ -278,6 +284,10 @@ pub trait PhysicalIommu {
     /// context to the new without a blocked state in between blocks, answers [`Applied::Blocked`], and is called
     /// again after an invalidation and a fence.
     ///
+    /// What a device does while it is blocked only on the way between two contexts is neither the old context's fault
+    /// nor the new one's: the host masks such faults (`DTF`) or drops them, and reports those of devices whose
+    /// context is [`Context::Blocked`].
+    ///
     /// # Errors
     /// Any [`OrderError`].
     fn set_context(&mut self, device: Self::Device, new: &Context) -> Result<Applied, OrderError>;
@@ -308,310 +318,3 @@ pub trait PhysicalIommu {
 pub trait Backend: GuestMemory + Interrupts + PhysicalIommu {}
 
 impl<T: GuestMemory + Interrupts + PhysicalIommu> Backend for T {}
-
-/// What the physical side can do for nested translation.
-///
-/// `capabilities` is the physical register; the rest no register shows. What is not stated is not there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts about the host")]
-pub struct HostCapabilities {
-    /// The physical IOMMU's `capabilities` register. Only fields on the crate's allow-list are looked at.
-    pub capabilities: Capabilities,
-    /// The scheme of the second stage that the host puts under this VM's devices. Its input width bounds the
-    /// physical address size the guest is shown.
-    pub second_stage: SecondStageMode,
-    /// 64-KiB NAPOT leaf entries work. They are mandatory in every IOMMU, but some silently mistranslate them.
-    pub svnapot: bool,
-    /// The contexts the host builds have `SXL = 0`: `fctl.GXL` is 0.
-    pub rv64: bool,
-    /// Leaf entries of the second stage that hold guest tables are writable with A and D set (or `GADE` is on), so
-    /// that the IOMMU may update A and D bits in them.
-    pub leaves_dirty: bool,
-    /// Device accesses that bypass the caches (a first-stage memory type, PCIe No Snoop) can not see stale memory of
-    /// another tenant: the interconnect is coherent for them, or the host flushes pages on entering and leaving a VM.
-    pub coherent: bool,
-}
-
-impl HostCapabilities {
-    /// A host whose physical register reads `capabilities` and that uses `second_stage`, with nothing else stated
-    /// but RV64 contexts.
-    #[must_use]
-    pub const fn new(capabilities: Capabilities, second_stage: SecondStageMode) -> Self {
-        Self { capabilities, second_stage, svnapot: false, rv64: true, leaves_dirty: false, coherent: false }
-    }
-
-    /// States [`svnapot`](Self::svnapot).
-    #[must_use]
-    pub const fn with_svnapot(self, svnapot: bool) -> Self {
-        Self { svnapot, ..self }
-    }
-
-    /// States [`rv64`](Self::rv64).
-    #[must_use]
-    pub const fn with_rv64(self, rv64: bool) -> Self {
-        Self { rv64, ..self }
-    }
-
-    /// States [`leaves_dirty`](Self::leaves_dirty).
-    #[must_use]
-    pub const fn with_leaves_dirty(self, leaves_dirty: bool) -> Self {
-        Self { leaves_dirty, ..self }
-    }
-
-    /// States [`coherent`](Self::coherent).
-    #[must_use]
-    pub const fn with_coherent(self, coherent: bool) -> Self {
-        Self { coherent, ..self }
-    }
-}
-
-/// How the hardware is to treat a device's requests. Host-owned fields (GSCID, `iohgatp`, MSI table, QoS, `GADE`,
-/// `DTF`, custom bits) are not in it: the host puts its own in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Context {
-    /// No access reaches memory, and a Page Request is answered with Invalid Request.
-    Blocked,
-    /// The host's second stage alone translates.
-    SecondStageOnly {
-        /// Requests that carry a `process_id` are translated too (`PDTV = 1`, `pdtp` Bare); else they are disallowed
-        /// (`PDTV = 0`, `iosatp` Bare).
-        process_ids: bool,
-    },
-    /// The guest's first stage, nested under the host's second stage (`PDTV = 0`).
-    FirstStage(FirstStage),
-}
-
-/// A guest's first stage: the fields of a device context that may come from the guest (rule MRG-06).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct FirstStage {
-    /// `iosatp.MODE`.
-    pub mode: FirstStageMode,
-    /// `iosatp.PPN`, a guest-physical page: the second stage translates it.
-    pub root: Ppn,
-    /// `ta.PSCID`.
-    pub pscid: Pscid,
-    /// `tc.SADE`: hardware updates A and D bits of the guest's tables.
-    pub sade: bool,
-    /// `tc.SBE`: the guest's tables are big-endian.
-    pub sbe: bool,
-}
-
-/// What [`PhysicalIommu::set_context`] did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Applied {
-    /// The new context is in place.
-    Switched,
-    /// The device is blocked; the new context needs another call after an invalidation and a fence.
-    Blocked,
-}
-
-/// What is to be dropped from the physical IOMMU's caches, all within this VM's own GSCID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Invalidation<D> {
-    /// All of one device: `IODIR.INVAL_DDT` for it, `IOTINVAL.VMA` and `IOTINVAL.GVMA` for the whole GSCID.
-    Device(D),
-    /// First-stage translations of a range of pages.
-    Pages(Pages),
-    /// First-stage translations of one PSCID, except global ones: `IOTINVAL.VMA` with PSCV = 1, AV = 0.
-    AddressSpace(Pscid),
-    /// All first-stage translations, global ones included: `IOTINVAL.VMA` with PSCV = 0, AV = 0.
-    FirstStage,
-    /// All of the above for every device of this VM, and the second stage (`IOTINVAL.GVMA`).
-    Everything,
-}
-
-/// A range of first-stage pages: `IOTINVAL.VMA` with AV = 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct Pages {
-    /// First byte of the first page.
-    pub first: Iova,
-    /// First byte of the last page; the range includes this page.
-    pub last: Iova,
-    /// Only this address space, except global translations; `None`: every one, global translations included.
-    pub pscid: Option<Pscid>,
-    /// Non-leaf entries on the way to these pages too.
-    pub non_leaf: bool,
-}
-
-impl Pages {
-    /// The pages from the one that holds `first` to the one that holds `last`, leaf entries only.
-    #[must_use]
-    pub const fn new(first: Iova, last: Iova, pscid: Option<Pscid>) -> Self {
-        Self { first: first.page(), last: last.page(), pscid, non_leaf: false }
-    }
-}
-
-/// Names one fence. The crate counts them up, from [`new`](crate::VIommu::new) on and across resets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ticket(u64);
-
-impl Ticket {
-    pub(crate) const FIRST: Self = Self(0);
-
-    /// The number, for a host that stores it.
-    #[must_use]
-    pub const fn get(self) -> u64 {
-        self.0
-    }
-
-    /// The ticket with this number.
-    #[must_use]
-    pub const fn new(number: u64) -> Self {
-        Self(number)
-    }
-
-    pub(crate) const fn next(self) -> Self {
-        // 2^64 fences do not happen.
-        Self(self.0.wrapping_add(1))
-    }
-}
-
-/// Which device accesses a fence makes globally visible, beyond completing the orders before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct FenceScope {
-    /// `PR`: reads.
-    pub reads: bool,
-    /// `PW`: writes.
-    pub writes: bool,
-}
-
-impl FenceScope {
-    /// Reads and writes.
-    pub const ALL: Self = Self { reads: true, writes: true };
-
-    /// The scope of an IOFENCE.C with these `PR` and `PW` bits.
-    #[must_use]
-    pub const fn new(reads: bool, writes: bool) -> Self {
-        Self { reads, writes }
-    }
-}
-
-/// What [`PhysicalIommu::fence`] found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Completion {
-    /// Everything before the fence is complete.
-    Done,
-    /// [`fence_done`](crate::VIommu::fence_done) will be called.
-    Pending,
-}
-
-/// How a pending fence ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum FenceOutcome {
-    /// Everything before the fence is complete.
-    Complete,
-    /// As `Complete`, but a device did not answer an ATS invalidation in time.
-    AtsTimeout,
-    /// It can not be told whether the orders before the fence are complete; as [`OrderError::Fatal`].
-    Failed,
-}
-
-/// A [`Backend`] made of three values.
-#[derive(Clone, Copy, Debug)]
-#[expect(clippy::exhaustive_structs, reason = "hosts build it by naming the three")]
-pub struct Parts<M, I, P> {
-    /// Guest memory.
-    pub memory: M,
-    /// Interrupt wires.
-    pub interrupts: I,
-    /// The physical IOMMU, or [`NoPhysical`].
-    pub physical: P,
-}
-
-impl<M: GuestMemory, I, P> GuestMemory for Parts<M, I, P> {
-    fn load(&self, at: Gpa, out: &mut [u64]) -> Result<(), MemoryFault> {
-        self.memory.load(at, out)
-    }
-
-    fn store(&mut self, at: Gpa, words: &[u64]) -> Result<(), MemoryFault> {
-        self.memory.store(at, words)
-    }
-
-    fn post(&mut self, at: Gpa, data: u32, why: Post) -> Result<(), MemoryFault> {
-        self.memory.post(at, data, why)
-    }
-
-    fn publish(&mut self, offset: u16, value: u32) {
-        self.memory.publish(offset, value);
-    }
-}
-
-impl<M, I: Interrupts, P> Interrupts for Parts<M, I, P> {
-    fn kinds(&self) -> InterruptKinds {
-        self.interrupts.kinds()
-    }
-
-    fn set_wire(&mut self, vector: u8, level: bool) {
-        self.interrupts.set_wire(vector, level);
-    }
-}
-
-impl<M, I, P: PhysicalIommu> PhysicalIommu for Parts<M, I, P> {
-    type Device = P::Device;
-
-    fn capabilities(&self) -> HostCapabilities {
-        self.physical.capabilities()
-    }
-
-    fn adopt(&mut self, device: Self::Device) -> Result<HostCapabilities, OrderError> {
-        self.physical.adopt(device)
-    }
-
-    fn set_context(&mut self, device: Self::Device, new: &Context) -> Result<Applied, OrderError> {
-        self.physical.set_context(device, new)
-    }
-
-    fn invalidate(&mut self, orders: &[Invalidation<Self::Device>]) -> Result<(), OrderError> {
-        self.physical.invalidate(orders)
-    }
-
-    fn fence(&mut self, upto: Ticket, scope: FenceScope) -> Result<Completion, OrderError> {
-        self.physical.fence(upto, scope)
-    }
-
-    fn release(&mut self, device: Self::Device) {
-        self.physical.release(device);
-    }
-}
-
-/// The physical side of a host that has none: no device can be named, so none can be attached.
-#[derive(Clone, Copy, Debug, Default)]
-#[expect(clippy::exhaustive_structs, reason = "a unit")]
-pub struct NoPhysical;
-
-impl PhysicalIommu for NoPhysical {
-    type Device = Infallible;
-
-    fn capabilities(&self) -> HostCapabilities {
-        HostCapabilities::new(Capabilities::new(), SecondStageMode::Sv39x4)
-    }
-
-    fn adopt(&mut self, device: Infallible) -> Result<HostCapabilities, OrderError> {
-        match device {}
-    }
-
-    fn set_context(&mut self, device: Infallible, _new: &Context) -> Result<Applied, OrderError> {
-        match device {}
-    }
-
-    fn invalidate(&mut self, _orders: &[Invalidation<Infallible>]) -> Result<(), OrderError> {
-        Ok(())
-    }
-
-    fn fence(&mut self, _upto: Ticket, _scope: FenceScope) -> Result<Completion, OrderError> {
-        Ok(Completion::Done)
-    }
-
-    fn release(&mut self, device: Infallible) {
-        match device {}
-    }
-}

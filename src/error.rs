@@ -2,7 +2,7 @@
 //!
 //! All uses of `thiserror-no-std` are here. Its derive writes `Display`; `core::error::Error` is implemented by hand,
 //! because the derive knows only `std::error::Error`, and only when another crate of the build turns on its `std`
-//! feature. The private module [`std`] is what that path then finds.
+//! feature. The private module `std` is what that path then finds.
 
 use thiserror_no_std::Error;
 

@@ -83,3 +83,91 @@ fn words_mut<T: FromBytes + IntoBytes + ?Sized>(record: &mut T) -> &mut [u64] {
     // Every record is `repr(C)` of 64-bit fields, so this is always the whole of it.
     <[u64]>::mut_from_bytes(record.as_mut_bytes()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mock::{Event, Memory};
+
+    const PAGE: Gpa = Gpa::new(0x8000_0000);
+
+    fn view(big_endian: bool, pas: u8) -> View {
+        View { big_endian, address_mask: address_mask(pas) }
+    }
+
+    fn memory() -> Memory {
+        let memory = Memory::new();
+        memory.map(PAGE, 4096);
+        memory
+    }
+
+    #[test]
+    fn a_big_endian_record_is_swapped_by_doubleword_and_keeps_their_order() {
+        let mut memory = memory();
+        memory.write_words(PAGE, &[0x0102_0304_0506_0708, 0x1112_1314_1516_1718]);
+        let read = |big_endian| view(big_endian, 56).load_new::<[u64; 2]>(&memory, PAGE);
+        assert_eq!(read(false), Ok([0x0102_0304_0506_0708, 0x1112_1314_1516_1718]), "EDN-03");
+        assert_eq!(read(true), Ok([0x0807_0605_0403_0201, 0x1817_1615_1413_1211]), "EDN-06, END-13");
+        view(true, 56).store(&mut memory, PAGE, [1_u64, 2]).unwrap();
+        assert_eq!(memory.read_words(PAGE, 2), [1 << 56, 2 << 56], "END-07");
+        view(false, 56).store(&mut memory, PAGE, [1_u64, 2]).unwrap();
+        assert_eq!(memory.read_words(PAGE, 2), [1, 2]);
+    }
+
+    #[test]
+    fn four_bytes_are_swapped_as_four_bytes() {
+        let mut memory = memory();
+        view(false, 56).post(&mut memory, PAGE, 0x0102_0304, Post::FenceData).unwrap();
+        view(true, 56).post(&mut memory, PAGE, 0x0102_0304, Post::Interrupt).unwrap();
+        let posts = [(0x0102_0304, Post::FenceData), (0x0403_0201, Post::Interrupt)];
+        assert_eq!(memory.take_events(), posts.map(|(data, why)| Event::Post(PAGE, data, why)), "END-09, END-10");
+    }
+
+    #[test]
+    fn a_record_is_one_load() {
+        let memory = memory();
+        let mut commands = [[0_u64; 2]; 16];
+        view(false, 56).load(&memory, PAGE, &mut commands[..]).unwrap();
+        let _ = view(true, 56).load_new::<[u64; 8]>(&memory, PAGE);
+        assert_eq!(memory.take_loads(), [(PAGE, 32), (PAGE, 8)], "DDT-17, T08");
+    }
+
+    #[test]
+    fn a_record_that_ends_past_the_physical_address_size_is_never_accessed() {
+        // The last and the first doubleword of each size, and addresses whose end wraps.
+        let cases = [
+            (32, 0xffff_fff8, true),
+            (32, 0x1_0000_0000, false),
+            (32, 0x8000_0000_0000_0000, false),
+            (56, 0x00ff_ffff_ffff_fff8, true),
+            (56, 0x0100_0000_0000_0000, false),
+            (56, 0xffff_ffff_ffff_fff8, false),
+        ];
+        for (pas, at, within) in cases {
+            let at = Gpa::new(at);
+            let mut memory = Memory::new();
+            if within {
+                memory.map(at, 8);
+            }
+            // Nothing may be mapped outside either: the memory is not asked.
+            let expected = if within { Ok(()) } else { Err(MemoryFault::Access) };
+            let view = view(false, pas);
+            assert_eq!(view.load_new::<u64>(&memory, at).map(|_| ()), expected, "Q-10 at {at}, {pas} bits");
+            assert_eq!(memory.take_loads().len(), usize::from(within), "at {at}");
+            assert_eq!(view.store(&mut memory, at, 1_u64), expected, "Q-10 at {at}, {pas} bits");
+            assert_eq!(view.post(&mut memory, at, 1, Post::FenceData), expected, "FEN-05 at {at}, {pas} bits");
+        }
+        // One doubleword within, the next not.
+        assert_eq!(view(false, 32).load_new::<[u64; 2]>(&memory(), Gpa::new(0xffff_fff8)), Err(MemoryFault::Access));
+        assert_eq!(view(false, 64).load_new::<[u64; 2]>(&memory(), Gpa::new(u64::MAX - 7)), Err(MemoryFault::Access));
+    }
+
+    #[test]
+    fn a_failing_access_says_how_it_failed() {
+        let memory = memory();
+        memory.fail(Gpa::new(PAGE.get() + 8), 8, MemoryFault::Corruption);
+        assert_eq!(view(false, 56).load_new::<[u64; 2]>(&memory, PAGE), Err(MemoryFault::Corruption), "FLT-01");
+        assert_eq!(view(false, 56).load_new::<u64>(&memory, PAGE), Ok(0));
+        assert_eq!(view(false, 56).load_new::<u64>(&memory, Gpa::new(0)), Err(MemoryFault::Access), "T07");
+    }
+}

@@ -56,13 +56,14 @@ mod tests {
     use super::*;
     use crate::addr::Ppn;
 
-    fn ring(log2: u8) -> Ring<16> {
-        Ring::new(QueueBase::new().with_log2sz_minus_1(log2 - 1).with_ppn(Ppn::truncate(0x80)))
+    /// A queue of 2^(`log2sz_minus_1` + 1) entries of 16 bytes.
+    fn ring(log2sz_minus_1: u8) -> Ring<16> {
+        Ring::new(QueueBase::new().with_log2sz_minus_1(log2sz_minus_1).with_ppn(Ppn::truncate(0x80)))
     }
 
     #[test]
     fn a_queue_of_two_entries_holds_one() {
-        let ring = ring(1);
+        let ring = ring(0);
         assert!(!ring.is_full(0, 0), "Q-02");
         assert!(ring.is_full(0, 1), "Q-02");
         assert_eq!(ring.next(1), 0, "Q-04");
@@ -70,7 +71,7 @@ mod tests {
 
     #[test]
     fn the_largest_queue_has_two_to_the_32_entries() {
-        let ring = ring(32);
+        let ring = ring(31);
         assert_eq!(ring.next(u32::MAX), 0);
         assert_eq!(ring.len(5, 4), u32::MAX);
         assert_eq!(ring.address(u32::MAX).get(), 0x8_0000 | 0xf_ffff_fff0, "Q-03");
@@ -79,12 +80,12 @@ mod tests {
 
     #[test]
     fn a_span_ends_at_the_page_at_the_wrap_and_at_the_tail() {
-        assert_eq!(ring(10).span(0, 65), 65);
-        assert_eq!(ring(10).span(250, 300), 6);
-        assert_eq!(ring(10).span(1020, 3), 4);
-        assert_eq!(ring(4).span(14, 3), 2);
-        assert_eq!(ring(1).span(1, 0), 1);
-        assert_eq!(ring(32).span(u32::MAX, 7), 1);
-        assert_eq!(ring(10).span(9, 9), 0);
+        assert_eq!(ring(9).span(0, 65), 65);
+        assert_eq!(ring(9).span(250, 300), 6);
+        assert_eq!(ring(9).span(1020, 3), 4);
+        assert_eq!(ring(3).span(14, 3), 2);
+        assert_eq!(ring(0).span(1, 0), 1);
+        assert_eq!(ring(31).span(u32::MAX, 7), 1);
+        assert_eq!(ring(9).span(9, 9), 0);
     }
 }

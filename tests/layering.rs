@@ -8,13 +8,26 @@ use std::path::{Path, PathBuf};
 /// Every module, lowest first: a module may import only those before it. Submodules share the place of the module
 /// they are in, unless they are named here.
 const ORDER: &[&str] = &[
-    "error", "id", "addr", "progress", // 0
-    "regs", "fault", "backend", // 1
-    "config", "mem", "ring", "ddt::entry", "cmdq::command", "faultq::record", // 2
-    "ddt", // 4
-    "interrupt", "faultq", "nest", "cmdq", // 6
+    "error",
+    "id",
+    "addr",
+    "progress", // 0
+    "regs",
+    "fault",
+    "backend", // 1
+    "config",
+    "mem",
+    "ring",
+    "ddt::entry",
+    "cmdq::command",
+    "faultq::record", // 2
+    "ddt",            // 4
+    "interrupt",
+    "faultq",
+    "nest",
+    "cmdq",   // 6
     "viommu", // 8
-    "mock", // 9
+    "mock",   // 9
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -38,14 +51,9 @@ fn place(names: &[&str]) -> Option<usize> {
 
 /// Every `crate::…` path of the code outside comments and test modules, with groups taken apart at the first level.
 fn imports(source: &str) -> Vec<Vec<String>> {
-    let code: String = source
-        .split("#[cfg(test)]")
-        .next()
-        .unwrap()
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .map(|line| format!("{line} "))
-        .collect();
+    let code = source.split("#[cfg(test)]").next().unwrap();
+    let code: Vec<&str> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+    let code = code.join(" ");
     code.split("crate::")
         .skip(1)
         .map(|rest| {
@@ -63,23 +71,23 @@ fn imports_go_down_the_layers() {
     let mut seen = 0;
     for file in files {
         let relative = file.strip_prefix(&root).unwrap().with_extension("");
-        let names: Vec<&str> = relative.iter().map(|name| name.to_str().unwrap()).filter(|name| *name != "mod").collect();
+        let names: Vec<&str> =
+            relative.iter().map(|name| name.to_str().unwrap()).filter(|name| *name != "mod").collect();
         if names == ["lib"] {
             continue;
         }
         let own = place(&names).unwrap_or_else(|| panic!("src/{} has no place in ORDER", relative.display()));
         for import in imports(&fs::read_to_string(&file).unwrap()) {
             let import: Vec<&str> = import.iter().map(String::as_str).collect();
-            let imported = place(&import)
-                .unwrap_or_else(|| panic!("src/{}: crate::{} is not a module of ORDER: import from the module that \
-                    defines it, not from the root", relative.display(), import.join("::")));
-            assert!(
-                imported <= own,
-                "src/{}: {} may not import {}",
-                relative.display(),
-                ORDER[own],
-                ORDER[imported],
-            );
+            let imported = place(&import).unwrap_or_else(|| {
+                panic!(
+                    "src/{}: crate::{} is not a module of ORDER: import from the module that \
+                    defines it, not from the root",
+                    relative.display(),
+                    import.join("::")
+                )
+            });
+            assert!(imported <= own, "src/{}: {} may not import {}", relative.display(), ORDER[own], ORDER[imported]);
             seen += 1;
         }
     }

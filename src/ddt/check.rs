@@ -192,3 +192,6 @@ fn meaning(context: &BaseContext) -> FirstStageContext {
         _ => FirstStageContext::Other(fsc),
     }
 }
+
+#[cfg(test)]
+mod tests;

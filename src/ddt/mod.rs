@@ -1,6 +1,6 @@
 //! The guest's device directory: locating a device context and judging it.
 //!
-//! [`entry`] is the layout, [`check`] the configuration checks, this file the walk. Source: "Device-directory-table",
+//! [`entry`] is the layout, `check` the configuration checks, this file the walk. Source: "Device-directory-table",
 //! "Process to locate the Device-context".
 
 pub(crate) mod check;

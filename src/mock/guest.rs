@@ -1,7 +1,8 @@
 //! The guest driver's half of the queues: commands as literals, a ring to push them to, a ring to take faults from.
 //!
 //! Nothing here knows the vIOMMU: what is to be written to a register is returned. Encodings are worked out from the
-//! figures of the specification (rules CMD-01 to CMD-18), not with the crate's own formats.
+//! figures of the specification (rules CMD-01 to CMD-18), not with the crate's own formats. For big-endian queues take
+//! a [`big_endian`](Memory::big_endian) handle.
 
 use std::vec::Vec;
 
@@ -86,7 +87,6 @@ struct Ring {
     memory: Memory,
     base: Gpa,
     log2_entries: u8,
-    big_endian: bool,
 }
 
 impl Ring {
@@ -94,7 +94,7 @@ impl Ring {
     fn new(memory: &Memory, log2_entries: u8, base: Gpa, bytes: u64) -> Self {
         assert!((1..=32).contains(&log2_entries), "a queue has 2 to 2^32 entries, not 2^{log2_entries}");
         memory.map(base, bytes.wrapping_shl(log2_entries.into()));
-        Self { memory: memory.clone(), base, log2_entries, big_endian: false }
+        Self { memory: memory.clone(), base, log2_entries }
     }
 
     /// LOG2SZ-1 in bits 4:0, PPN in 53:10.
@@ -109,10 +109,6 @@ impl Ring {
     fn after(&self, index: u32) -> u32 {
         index.wrapping_add(1) & u32::MAX.wrapping_shr(32_u32.wrapping_sub(self.log2_entries.into()))
     }
-
-    fn in_order(&self, word: u64) -> u64 {
-        if self.big_endian { word.swap_bytes() } else { word }
-    }
 }
 
 impl CommandRing {
@@ -125,13 +121,6 @@ impl CommandRing {
         Self { ring: Ring::new(memory, log2_entries, base, 16), tail: 0 }
     }
 
-    /// Writes entries in big-endian order (`fctl.BE`).
-    #[must_use]
-    pub fn big_endian(mut self) -> Self {
-        self.ring.big_endian = true;
-        self
-    }
-
     /// What to write to `cqb`; the tail is 0 then.
     pub fn cqb(&mut self) -> u64 {
         self.tail = 0;
@@ -140,8 +129,7 @@ impl CommandRing {
 
     /// Writes a command at the tail; what to write to `cqt`. Whether there is room is for the caller to know.
     pub fn push(&mut self, command: [u64; 2]) -> u64 {
-        let words = command.map(|word| self.ring.in_order(word));
-        self.ring.memory.write_words(self.entry(self.tail), &words);
+        self.ring.memory.write_words(self.entry(self.tail), &command);
         self.tail = self.ring.after(self.tail);
         self.tail.into()
     }
@@ -177,13 +165,6 @@ impl FaultRing {
         Self { ring: Ring::new(memory, log2_entries, base, 32), head: 0 }
     }
 
-    /// Reads records in big-endian order (`fctl.BE`).
-    #[must_use]
-    pub fn big_endian(mut self) -> Self {
-        self.ring.big_endian = true;
-        self
-    }
-
     /// What to write to `fqb`; the head is 0 then.
     pub fn fqb(&mut self) -> u64 {
         self.head = 0;
@@ -194,8 +175,8 @@ impl FaultRing {
     pub fn take(&mut self, fqt: u64) -> Vec<[u64; 4]> {
         let mut records = Vec::new();
         while u64::from(self.head) != fqt {
-            let mut words = [0, 8, 16, 24].map(|at| Gpa::new(self.entry(self.head).get() | at));
-            records.push(words.each_mut().map(|at| self.ring.in_order(self.ring.memory.read(*at))));
+            let at = self.entry(self.head);
+            records.push([0, 8, 16, 24].map(|offset| self.ring.memory.read(at.or(offset))));
             self.head = self.ring.after(self.head);
         }
         records
@@ -218,7 +199,7 @@ impl FaultRing {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Iotinval {
-    /// AV and ADDR[63:12].
+    /// AV and `ADDR[63:12]`.
     pub address: Option<Iova>,
     /// PSCV and PSCID.
     pub pscid: Option<Pscid>,
@@ -293,7 +274,7 @@ impl Iotinval {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Iofence {
-    /// AV, ADDR[63:2] and DATA.
+    /// AV, `ADDR[63:2]` and DATA.
     pub store: Option<(Gpa, u32)>,
     /// WSI.
     pub wsi: bool,
@@ -325,7 +306,7 @@ impl Iofence {
         Self { reads, writes, ..self }
     }
 
-    /// IOFENCE.C: opcode 2, func3 0; AV 10, WSI 11, PR 12, PW 13, DATA 63:32, ADDR[63:2] 125:64.
+    /// IOFENCE.C: opcode 2, func3 0; AV 10, WSI 11, PR 12, PW 13, DATA 63:32, `ADDR[63:2]` 125:64.
     #[must_use]
     pub fn encode(self) -> [u64; 2] {
         let flags = u64::from(self.wsi) << 11 | u64::from(self.reads) << 12 | u64::from(self.writes) << 13;
@@ -370,7 +351,7 @@ mod tests {
     #[test]
     fn rings_wrap() {
         let memory = Memory::new();
-        let mut commands = CommandRing::new(&memory, 1, Gpa::new(0x1000)).big_endian();
+        let mut commands = CommandRing::new(&memory.big_endian(), 1, Gpa::new(0x1000));
         assert_eq!(commands.cqb(), 0x1000 >> 2);
         assert_eq!(commands.push(inval_ddt(None)), 1);
         assert_eq!(commands.push(inval_ddt(None)), 0);

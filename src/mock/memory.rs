@@ -21,7 +21,10 @@ const GARBAGE: u64 = 0xdead_dead_dead_dead;
 /// fail on [`fail`](Self::fail). The [`GuestMemory`] methods are the vIOMMU's: they are recorded, and they check the
 /// contract.
 #[derive(Clone, Debug, Default)]
-pub struct Memory(Arc<Mutex<State>>);
+pub struct Memory {
+    state: Arc<Mutex<State>>,
+    big_endian: bool,
+}
 
 /// Something that became visible to the guest. The order of events is the order of visibility.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +70,12 @@ impl Memory {
         Self::default()
     }
 
+    /// A handle through which the guest reads and writes big-endian words (`fctl.BE`, `tc.SBE`).
+    #[must_use]
+    pub fn big_endian(&self) -> Self {
+        Self { state: self.state.clone(), big_endian: true }
+    }
+
     /// Gives the guest zeroed memory: every page that `bytes` from `at` touch.
     pub fn map(&self, at: Gpa, bytes: u64) {
         self.state().pages.extend(pages(at, bytes));
@@ -103,7 +112,7 @@ impl Memory {
     pub fn read(&self, at: Gpa) -> u64 {
         let word = self.peek(at);
         assert!(word.is_some(), "the guest reads a word at {at}, where it has none");
-        word.unwrap_or_default()
+        self.in_order(word.unwrap_or_default())
     }
 
     /// Writes the word at `at`, as the guest does.
@@ -112,7 +121,7 @@ impl Memory {
     /// If no memory is there, or `at` is no multiple of 8.
     pub fn write(&self, at: Gpa, value: u64) {
         assert!(self.peek(at).is_some(), "the guest writes a word at {at}, where it has none");
-        self.state().put(at.get(), value);
+        self.poke(at, self.in_order(value));
     }
 
     /// `count` words from `at` on.
@@ -152,7 +161,8 @@ impl Memory {
 
     /// Just before each of the next loads of this word the guest writes the next of `values`; the last one stays.
     pub fn on_load(&self, at: Gpa, values: impl IntoIterator<Item = u64>) {
-        self.state().races.insert(at.get(), values.into_iter().collect());
+        let words = values.into_iter().map(|value| self.in_order(value)).collect();
+        self.state().races.insert(at.get(), words);
     }
 
     /// Makes the page that holds `at` an interrupt file of this VM: posts to it succeed and change no memory.
@@ -188,11 +198,20 @@ impl Memory {
         self.take_events().into_iter().filter_map(post).collect()
     }
 
-    /// The word at `at`, if there is one.
+    /// The word at `at` as it lies in memory, if there is one.
     pub(super) fn peek(&self, at: Gpa) -> Option<u64> {
         let state = self.state();
         let there = at.get().is_multiple_of(8) && state.mapped(at.get());
         there.then(|| state.get(at.get()))
+    }
+
+    /// Writes the word at `at`.
+    pub(super) fn poke(&self, at: Gpa, word: u64) {
+        self.state().put(at.get(), word);
+    }
+
+    fn in_order(&self, value: u64) -> u64 {
+        if self.big_endian { value.swap_bytes() } else { value }
     }
 
     pub(super) fn log(&self, event: Event) {
@@ -200,7 +219,7 @@ impl Memory {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        super::lock(&self.0)
+        super::lock(&self.state)
     }
 }
 

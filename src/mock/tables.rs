@@ -1,6 +1,7 @@
 //! Device directories and first-stage tables in guest memory, as a guest driver builds them.
 //!
-//! Everything is a literal of the specification's figures, independent of the crate's own formats.
+//! Everything is a literal of the specification's figures, independent of the crate's own formats. For big-endian
+//! structures take a [`big_endian`](Memory::big_endian) handle.
 
 use crate::addr::{Gpa, Iova};
 use crate::id::{DeviceId, FirstStageMode, Pscid};
@@ -50,7 +51,6 @@ pub struct Directory {
     root: Gpa,
     levels: u8,
     extended: bool,
-    big_endian: bool,
 }
 
 impl Directory {
@@ -61,13 +61,7 @@ impl Directory {
     #[must_use]
     pub fn new(memory: &Memory, levels: u8, extended: bool) -> Self {
         assert!((1..=3).contains(&levels), "a directory has 1 to 3 levels, not {levels}");
-        Self { memory: memory.clone(), root: memory.allocate(1), levels, extended, big_endian: false }
-    }
-
-    /// Writes entries in big-endian order from now on (`fctl.BE`).
-    #[must_use]
-    pub fn big_endian(self) -> Self {
-        Self { big_endian: true, ..self }
+        Self { memory: memory.clone(), root: memory.allocate(1), levels, extended }
     }
 
     /// The root page.
@@ -88,14 +82,14 @@ impl Directory {
         let dwords = if self.extended { 8 } else { 4 };
         for index in (0..dwords).rev() {
             let value = usize::try_from(index).ok().and_then(|index| context.get(index));
-            self.put(at.or(index << 3), value.copied().unwrap_or_default());
+            self.memory.write(at.or(index << 3), value.copied().unwrap_or_default());
         }
     }
 
     /// Clears V of a context and leaves the rest of it.
     pub fn invalidate(&self, device: DeviceId) {
         let at = self.entry_address(device);
-        self.put(at, self.get(at) & !1);
+        self.memory.write(at, self.memory.read(at) & !1);
     }
 
     /// Where the context of `device` is; makes the way to it.
@@ -123,19 +117,11 @@ impl Directory {
             return self.root;
         }
         let at = self.non_leaf_address(device, above);
-        if self.get(at) & 1 == 0 {
+        if self.memory.read(at) & 1 == 0 {
             // V in bit 0, PPN in 53:10 (rule DDT-10).
-            self.put(at, self.memory.allocate(1).get() >> 2 | 1);
+            self.memory.write(at, self.memory.allocate(1).get() >> 2 | 1);
         }
-        Gpa::new((self.get(at) & 0x003f_ffff_ffff_fc00) << 2)
-    }
-
-    fn get(&self, at: Gpa) -> u64 {
-        in_order(self.memory.read(at), self.big_endian)
-    }
-
-    fn put(&self, at: Gpa, value: u64) {
-        self.memory.write(at, in_order(value, self.big_endian));
+        Gpa::new((self.memory.read(at) & 0x003f_ffff_ffff_fc00) << 2)
     }
 }
 
@@ -167,20 +153,13 @@ pub struct FirstStageTable {
     memory: Memory,
     mode: FirstStageMode,
     root: Gpa,
-    big_endian: bool,
 }
 
 impl FirstStageTable {
     /// An empty table.
     #[must_use]
     pub fn new(memory: &Memory, mode: FirstStageMode) -> Self {
-        Self { memory: memory.clone(), mode, root: memory.allocate(1), big_endian: false }
-    }
-
-    /// Writes entries in big-endian order from now on (`tc.SBE`).
-    #[must_use]
-    pub fn big_endian(self) -> Self {
-        Self { big_endian: true, ..self }
+        Self { memory: memory.clone(), mode, root: memory.allocate(1) }
     }
 
     /// The root page.
@@ -198,12 +177,12 @@ impl FirstStageTable {
     /// Maps the page of this size that holds `iova` to the one that holds `gpa`; `flags` are bits of [`pte`].
     pub fn map(&self, iova: Iova, gpa: Gpa, size: PageSize, flags: u64) {
         let within = 0x1000_u64.wrapping_shl(u32::from(size.level()).wrapping_mul(9)).wrapping_sub(1);
-        self.put(self.entry_address(iova, size.level()), (gpa.get() & !within) >> 2 | flags);
+        self.memory.write(self.entry_address(iova, size.level()), (gpa.get() & !within) >> 2 | flags);
     }
 
     /// Clears the leaf of this size that maps `iova`.
     pub fn unmap(&self, iova: Iova, size: PageSize) {
-        self.put(self.entry_address(iova, size.level()), 0);
+        self.memory.write(self.entry_address(iova, size.level()), 0);
     }
 
     /// Where the entry for `iova` at `level` is, 0 being 4-KiB leaves; makes the way to it.
@@ -220,23 +199,11 @@ impl FirstStageTable {
             return self.root;
         }
         let at = self.entry_address(iova, above);
-        if self.get(at) & 1 == 0 {
-            self.put(at, self.memory.allocate(1).get() >> 2 | pte::V);
+        if self.memory.read(at) & 1 == 0 {
+            self.memory.write(at, self.memory.allocate(1).get() >> 2 | pte::V);
         }
-        Gpa::new((self.get(at) & 0x003f_ffff_ffff_fc00) << 2)
+        Gpa::new((self.memory.read(at) & 0x003f_ffff_ffff_fc00) << 2)
     }
-
-    fn get(&self, at: Gpa) -> u64 {
-        in_order(self.memory.read(at), self.big_endian)
-    }
-
-    fn put(&self, at: Gpa, value: u64) {
-        self.memory.write(at, in_order(value, self.big_endian));
-    }
-}
-
-fn in_order(word: u64, big_endian: bool) -> u64 {
-    if big_endian { word.swap_bytes() } else { word }
 }
 
 #[cfg(test)]
@@ -256,7 +223,7 @@ mod tests {
         assert_eq!(base.non_leaf_address(device, 2), Gpa::new(base.root().get() + 0x12 * 8));
         assert_eq!(base.ddtp(), base.root().get() >> 12 << 10 | 4);
         // Extended format: DDI[0] = 0x16, DDI[1] = 0xd1, DDI[2] = 0x24.
-        let extended = Directory::new(&memory, 3, true).big_endian();
+        let extended = Directory::new(&memory.big_endian(), 3, true);
         extended.set(device, &[1]);
         let first = memory.read(Gpa::new(extended.root().get() + 0x24 * 8)).swap_bytes();
         let second = memory.read(Gpa::new((first >> 10 << 12) + 0xd1 * 8)).swap_bytes();

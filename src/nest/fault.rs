@@ -5,7 +5,9 @@ use crate::fault::{Cause, Fault};
 use crate::faultq::{HostFault, Origin};
 use crate::regs::file::Registers;
 
-use super::{Attachment, Nest, Phase, Reading};
+use super::Nest;
+use super::context::Reading;
+use super::slot::{Attachment, Phase};
 
 /// What to do with a host fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,9 +31,9 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         registers: &Registers,
         memory: &impl GuestMemory,
     ) -> Verdict {
-        let Some(slot) = self.slots.iter_mut().find(|slot| {
-            slot.id == attachment.device && slot.generation == attachment.generation && slot.phase != Phase::Leaving
-        }) else {
+        let Some(slot) =
+            self.slots.iter_mut().find(|slot| slot.attachment() == attachment && slot.phase != Phase::Leaving)
+        else {
             return Verdict::NotOurs;
         };
         let HostFault { cause: _, access, process, privileged, iova } = *fault;

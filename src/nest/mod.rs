@@ -8,22 +8,24 @@
 mod batch;
 mod context;
 mod fault;
+mod order;
 mod settle;
+mod slot;
 
 use heapless::Vec;
 
-use crate::backend::{Backend, Completion, Context, FenceOutcome, FenceScope, Invalidation, PhysicalIommu, Ticket};
+use crate::backend::{Backend, Ticket};
 use crate::config::mismatch;
-use crate::error::{AttachError, DetachError, OrderError};
+use crate::error::{AttachError, DetachError};
 use crate::id::DeviceId;
-use crate::progress::{Budget, Progress};
 use crate::regs::Capabilities;
-use crate::regs::file::Registers;
 
 use batch::Batch;
-use context::Reading;
+use slot::{Phase, Slot};
 
 pub(crate) use fault::Verdict;
+pub(crate) use order::Barrier;
+pub use slot::Attachment;
 
 /// Whether the physical side still does what it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,71 +40,6 @@ pub enum Health {
     /// The physical IOMMU failed. Blocking every device was tried, no order was given since, and the guest's fence
     /// stays incomplete. Stays until [`reset`](crate::VIommu::reset); stop the VM.
     Failed,
-}
-
-/// Proof of one attachment. What the host delivers for a device presents it, so that nothing meant for an earlier
-/// owner of the same id arrives (rule T34).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Attachment {
-    device: DeviceId,
-    generation: u32,
-}
-
-impl Attachment {
-    /// The guest's id of the device.
-    #[must_use]
-    pub const fn device(self) -> DeviceId {
-        self.device
-    }
-}
-
-/// Where an attachment is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// Blocked until a fence shows that nothing older is under way; then its context is read.
-    Entering,
-    /// Its context follows the guest's directory.
-    Live,
-    /// Blocked until a fence shows that nothing is under way; then it is released.
-    Leaving,
-}
-
-/// The fence a slot needs before it can go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    None,
-    /// It needs one that has not been issued.
-    Unfenced,
-    /// It goes on when this one is complete.
-    Fenced(Ticket),
-}
-
-#[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts about one device")]
-struct Slot<D> {
-    id: DeviceId,
-    device: D,
-    generation: u32,
-    phase: Phase,
-    step: Step,
-    /// The guest's directory is to be read again.
-    stale: bool,
-    /// The guest ordered the device's entries to be dropped; hardware is told even if its context does not change
-    /// (rule VC-51).
-    named: bool,
-    /// An invalidation of the device is to go into the batch.
-    owed: bool,
-    /// The host blocked the device on its way to `wanted`.
-    halfway: bool,
-    /// The host refused the last context; not tried again until the guest or the host names the device.
-    refused: bool,
-    wanted: Context,
-    /// What hardware has; `None` while that is not known.
-    live: Option<Context>,
-    /// Blocked because the directory has an entry with V = 0.
-    not_valid: bool,
-    /// `DTF` of the context last read.
-    dtf: bool,
 }
 
 /// Whether caches may hold translations tagged with this VM's GSCID (design rule: elide only when clean).
@@ -129,19 +66,6 @@ pub(crate) struct Nest<D, const DEVICES: usize, const BATCH: usize> {
     generations: u32,
     /// Where the search for a context that became valid goes on.
     probed: usize,
-}
-
-/// A fence that somebody waits for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Barrier {
-    scope: FenceScope,
-    ticket: Option<Ticket>,
-}
-
-impl Barrier {
-    pub(crate) const fn new(scope: FenceScope) -> Self {
-        Self { scope, ticket: None }
-    }
 }
 
 /// The physical side has to do something first.
@@ -191,23 +115,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         }
         let host = backend.adopt(device).map_err(AttachError::Host)?;
         self.generations = self.generations.wrapping_add(1);
-        let slot = Slot {
-            id,
-            device,
-            generation: self.generations,
-            phase: Phase::Entering,
-            step: Step::None,
-            stale: false,
-            named: false,
-            owed: false,
-            halfway: false,
-            refused: false,
-            wanted: Context::Blocked,
-            live: None,
-            not_valid: false,
-            dtf: false,
-        };
-        let attachment = Attachment { device: id, generation: slot.generation };
+        let slot = Slot::new(id, device, self.generations);
+        let attachment = slot.attachment();
         let weaker = mismatch(promised, &host);
         if self.slots.push(slot).is_err() {
             return Err(AttachError::Full);
@@ -300,191 +209,5 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
                 return;
             }
         }
-    }
-
-    /// Takes an invalidation of first-stage translations in, unless there is nothing it could find.
-    pub(crate) fn invalidate<P: PhysicalIommu<Device = D>>(
-        &mut self,
-        order: Invalidation<D>,
-        physical: &mut P,
-    ) -> Result<(), Progress> {
-        if self.residue == Residue::None || self.batch.push(order) {
-            return Ok(());
-        }
-        self.flush(physical).map_err(|Stalled| Progress::Waiting)?;
-        self.batch.push(order);
-        Ok(())
-    }
-
-    /// Lets what is held go out.
-    pub(crate) fn release_batch<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) {
-        // Where the physical side is busy the orders stay, and go out before the next fence.
-        let _ = self.flush(physical);
-    }
-
-    /// Whether everything ordered so far is complete, with the device accesses in the barrier's scope.
-    pub(crate) fn pass<B: Backend<Device = D>>(
-        &mut self,
-        barrier: &mut Barrier,
-        registers: &Registers,
-        backend: &mut B,
-        budget: &mut Budget,
-    ) -> Result<(), Progress> {
-        if barrier.ticket.is_none() {
-            match self.settle(registers, backend, budget) {
-                Progress::Idle => {}
-                progress => return Err(progress),
-            }
-            if self.slots.is_empty() {
-                // No device: hardware has nothing to finish for this VM.
-                return Ok(());
-            }
-            let issued = self.flush(backend).and_then(|()| self.issue_fence(barrier.scope, backend));
-            barrier.ticket = issued.ok();
-        }
-        let complete = barrier.ticket.is_some_and(|ticket| ticket <= self.completed);
-        if complete && self.health != Health::Failed { Ok(()) } else { Err(Progress::Waiting) }
-    }
-
-    /// The host says how a pending fence ended. What is not known as issued is ignored.
-    pub(crate) fn fence_done<P: PhysicalIommu<Device = D>>(
-        &mut self,
-        ticket: Ticket,
-        outcome: FenceOutcome,
-        physical: &mut P,
-    ) {
-        if ticket <= self.completed || ticket > self.issued {
-            return;
-        }
-        match outcome {
-            FenceOutcome::Complete => self.complete(ticket),
-            FenceOutcome::AtsTimeout => {
-                self.timed_out = true;
-                self.complete(ticket);
-            }
-            FenceOutcome::Failed => self.fail(physical),
-        }
-    }
-
-    /// Whether an ATS invalidation timed out since this was last asked (rule FEN-07).
-    pub(crate) fn take_timeout(&mut self) -> bool {
-        core::mem::take(&mut self.timed_out)
-    }
-
-    fn complete(&mut self, ticket: Ticket) {
-        self.completed = self.completed.max(ticket);
-        if let Residue::GoneAfter(last) = self.residue {
-            if self.completed >= last {
-                self.residue = Residue::None;
-            }
-        }
-    }
-
-    /// Gives the held orders out.
-    fn flush<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) -> Result<(), Stalled> {
-        if self.batch.orders().is_empty() {
-            return Ok(());
-        }
-        // A device whose context is not known is blocked before any other order.
-        if self.health == Health::Failed || self.slots.iter().any(|slot| slot.live.is_none()) {
-            return Err(Stalled);
-        }
-        loop {
-            match physical.invalidate(self.batch.orders()) {
-                Ok(()) => break,
-                Err(OrderError::Busy) => return Err(Stalled),
-                // Part of it may be done: all of it again, once, as one that covers everything.
-                Err(OrderError::Refused { .. }) if !self.batch.is_widest() => self.batch.widen(),
-                Err(OrderError::Refused { .. }) => {
-                    self.batch.clear();
-                    return self.lock(physical);
-                }
-                Err(OrderError::Fatal) => {
-                    self.fail(physical);
-                    return Err(Stalled);
-                }
-            }
-        }
-        self.batch.clear();
-        Ok(())
-    }
-
-    fn issue_fence<P: PhysicalIommu<Device = D>>(
-        &mut self,
-        scope: FenceScope,
-        physical: &mut P,
-    ) -> Result<Ticket, Stalled> {
-        if self.health == Health::Failed {
-            return Err(Stalled);
-        }
-        let ticket = self.issued.next();
-        self.issued = ticket;
-        match physical.fence(ticket, scope) {
-            Ok(completion) => {
-                let quiet = self.slots.iter().all(|slot| slot.live == Some(Context::Blocked) && !slot.owed);
-                if quiet && !self.locked && scope == FenceScope::ALL && self.residue == Residue::Some {
-                    self.residue = Residue::GoneAfter(ticket);
-                }
-                if completion == Completion::Done {
-                    self.complete(ticket);
-                }
-                Ok(ticket)
-            }
-            Err(OrderError::Busy) => Err(Stalled),
-            // A fence is done or not: there is nothing narrower or wider to fall back to.
-            Err(OrderError::Refused { .. } | OrderError::Fatal) => {
-                self.fail(physical);
-                Err(Stalled)
-            }
-        }
-    }
-
-    /// Caches can no longer be told to forget: every device is blocked until the reset.
-    fn lock<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) -> Result<(), Stalled> {
-        log::warn!("the physical IOMMU refused to invalidate; every device of this VM is blocked");
-        self.health = Health::Degraded;
-        self.locked = true;
-        for slot in &mut self.slots {
-            slot.wanted = Context::Blocked;
-            slot.live = None;
-        }
-        self.block_unknown(physical)
-    }
-
-    /// The physical side failed: one attempt to block every device, and no further order.
-    fn fail<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) {
-        log::warn!("the physical IOMMU failed; this VM must be stopped");
-        self.health = Health::Failed;
-        self.batch.clear();
-        for slot in &mut self.slots {
-            slot.wanted = Context::Blocked;
-            let blocked = physical.set_context(slot.device, &Context::Blocked);
-            slot.live = blocked.is_ok().then_some(Context::Blocked);
-        }
-    }
-}
-
-impl<D> Slot<D> {
-    fn leave(&mut self) {
-        self.phase = Phase::Leaving;
-        self.restart();
-    }
-
-    /// Blocked, invalidated and fenced anew; what comes then is up to the phase.
-    fn restart(&mut self) {
-        if self.phase == Phase::Live {
-            self.phase = Phase::Entering;
-        }
-        self.step = Step::None;
-        self.stale = false;
-        self.named = false;
-        self.halfway = false;
-        self.refused = false;
-        self.not_valid = false;
-        self.dtf = false;
-        self.wanted = Context::Blocked;
-        // Ordered again even if it is blocked: the orders before may have been lost.
-        self.live = None;
-        self.owed = true;
     }
 }

@@ -5,7 +5,9 @@ use crate::error::OrderError;
 use crate::progress::{Budget, Progress};
 use crate::regs::file::Registers;
 
-use super::{Health, Nest, Phase, Reading, Residue, Stalled, Step};
+use super::context::Reading;
+use super::slot::{Phase, Step};
+use super::{Health, Nest, Residue, Stalled};
 
 impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BATCH> {
     /// Does what can be done now. `Idle`: every context read is in force, or blocked, and its invalidation is in the
@@ -192,15 +194,5 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         }
         let waits = self.slots.iter().any(|slot| matches!(slot.step, Step::Fenced(_)));
         if went_on || !waits { Ok(went_on) } else { Err(Stalled) }
-    }
-}
-
-impl<D> super::Slot<D> {
-    /// The host would not have the wanted context: blocked until somebody names the device again.
-    fn refuse(&mut self) {
-        self.wanted = Context::Blocked;
-        self.refused = true;
-        self.halfway = false;
-        self.owed = true;
     }
 }

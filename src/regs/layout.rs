@@ -1,4 +1,4 @@
-//! Bit layout of the registers. Types only: what a write does is decided in [`file`](super::file).
+//! Bit layout of the registers. Types only: what a write does is decided in `regs/file.rs`.
 
 use bitfield_struct::bitfield;
 

@@ -2,25 +2,28 @@
 
 use std::vec::Vec;
 
+use crate::addr::Ppn;
 use crate::backend::{Applied, Context};
+use crate::ddt::{Fsc, Iohgatp, Ta, Tc};
 use crate::id::Gscid;
 
 use super::PhysicalDevice;
 use super::context::{self, Dwords};
-use super::hardware::Machine;
+use super::machine::Machine;
 
 /// How the host goes from one context to another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Strategy {
-    /// By rule UPD-07: every store leaves a valid context, with invalidation and fence of its own where one is needed
-    /// between two stores. Always answers [`Applied::Switched`].
+    /// By rule UPD-07: every store leaves a valid context, with an invalidation and fence of the driver's own where
+    /// one is needed between two stores. Always answers [`Applied::Switched`].
     #[default]
     Switch,
-    /// By UPD-07, but leaves it to the caller to wait until a context that was in use has drained: answers
-    /// [`Applied::Blocked`] once.
+    /// By UPD-07, but leaves it to the caller to let a context that was in use drain: answers [`Applied::Blocked`]
+    /// once, then as `Switch`.
     ThroughBlocked,
-    /// By UPD-07 without ever waiting: answers [`Applied::Blocked`] at every place where something has to drain.
+    /// By UPD-07 without ever waiting: answers [`Applied::Blocked`] also where the prepared fields have to settle
+    /// behind the empty second stage before it goes.
     Stepwise,
     /// By rule UPD-05, through V = 0: does what UPD-06 warns of. For tests of the detectors.
     Careless,
@@ -28,77 +31,93 @@ pub enum Strategy {
     Mixed,
 }
 
-/// A step of a rewrite.
 enum Step {
     /// One store.
     Store(usize, u64),
-    /// What was in use until now has to drain: an invalidation and a fence.
+    /// Invalidation and fence: what was in use has to drain.
     Drain,
-    /// What was prepared in the shadow of a blocked context has to be there before it comes to light: the same.
+    /// Invalidation and fence: what was prepared out of use has to be there before it comes into use.
     Settle,
 }
 
 impl Machine {
     /// Rewrites the context of `device`, as far as the strategy goes in one call.
-    pub(super) fn rewrite(&mut self, device: PhysicalDevice, gscid: Gscid, new: &Context) -> Applied {
-        let dwords = context::encode(new, gscid);
-        self.intend(device, &dwords);
-        for step in self.plan(device, &dwords, *new == Context::Blocked) {
-            match (step, self.strategy) {
+    pub(super) fn rewrite(&mut self, device: PhysicalDevice, gscid: Gscid, wanted: &Context) -> Applied {
+        let new = encode(wanted, gscid);
+        let strategy = self.strategy;
+        let slot = self.slot(device);
+        slot.ask_for(&new);
+        let plan = match strategy {
+            Strategy::Mixed => stores(slot.dwords(), new, &[context::IOHGATP, context::FSC, context::TA, context::TC]),
+            Strategy::Careless => through_invalid(slot.dwords(), new),
+            _ => through_blocked(slot.dwords(), new, slot.settled()),
+        };
+        for step in plan {
+            match (step, strategy) {
                 (Step::Store(place, value), _) => self.store(device, place, value),
                 (Step::Drain, Strategy::ThroughBlocked | Strategy::Stepwise) | (Step::Settle, Strategy::Stepwise) => {
                     return Applied::Blocked;
                 }
-                (Step::Drain | Step::Settle, _) => self.settle(device),
+                (Step::Drain | Step::Settle, _) => self.slot(device).settle(),
             }
         }
         Applied::Switched
     }
+}
 
-    fn plan(&self, device: PhysicalDevice, new: &Dwords, blocked: bool) -> Vec<Step> {
-        let old = self.dwords(device);
-        let differing = |places: &[usize]| -> Vec<Step> {
-            let store = |&place: &usize| match (old.get(place), new.get(place)) {
-                (Some(old), Some(&new)) if *old != new => Some(Step::Store(place, new)),
-                _ => None,
-            };
-            places.iter().filter_map(store).collect()
-        };
-        let fields = [context::FSC, context::TA, context::TC];
-        let mut plan = Vec::new();
-        if old == *new {
-            return plan;
+/// What the driver wants in memory. The second stage of a VM is a made-up root, one for each GSCID.
+fn encode(context: &Context, gscid: Gscid) -> Dwords {
+    let (mut tc, mut ta, mut fsc) = (Tc::new().with_v(true), Ta::new(), Fsc::new());
+    let root = Ppn::truncate(0x10_0000 | u64::from(gscid.get()) << 2);
+    let second_stage = Iohgatp::new().with_mode(8).with_gscid(gscid).with_ppn(root);
+    match *context {
+        Context::Blocked => return context::BLOCKED,
+        Context::SecondStageOnly { process_ids } => tc.set_pdtv(process_ids),
+        Context::FirstStage(stage) => {
+            tc = tc.with_sade(stage.sade).with_sbe(stage.sbe);
+            ta = ta.with_pscid(stage.pscid);
+            fsc = fsc.with_mode(stage.mode.encoding()).with_ppn(stage.root);
         }
-        let [_, iohgatp, ..] = old;
-        let open = iohgatp != context::EMPTY;
-        match self.strategy {
-            Strategy::Mixed => plan.extend(differing(&[context::IOHGATP, context::FSC, context::TA, context::TC])),
-            Strategy::Careless => {
-                let [tc, ..] = *new;
-                plan.extend([Step::Store(context::TC, 0), Step::Settle]);
-                plan.extend(differing(&[context::IOHGATP, context::FSC, context::TA]));
-                plan.extend([Step::Settle, Step::Store(context::TC, tc)]);
-            }
-            _ => {
-                if open {
-                    plan.push(Step::Store(context::IOHGATP, context::EMPTY));
-                }
-                if blocked {
-                    // The fields of the old context stay where they are: behind an empty second stage they mean
-                    // nothing, and the one store is all it takes.
-                    return plan;
-                }
-                if open || !self.settled(device) {
-                    plan.push(Step::Drain);
-                }
-                let stores = differing(&fields);
-                if !stores.is_empty() {
-                    plan.extend(stores);
-                    plan.push(Step::Settle);
-                }
-                plan.extend([Step::Store(context::IOHGATP, new[context::IOHGATP])]);
-            }
-        }
-        plan
     }
+    [tc.into_bits(), second_stage.into_bits(), ta.into_bits(), fsc.into_bits(), 0, 0, 0, 0]
+}
+
+/// Every store leaves a context that is valid, and it is the old one, a blocked one or the new one.
+fn through_blocked(old: Dwords, new: Dwords, settled: bool) -> Vec<Step> {
+    let ([_, old_stage, ..], [_, new_stage, ..]) = (old, new);
+    let mut plan = Vec::new();
+    if old_stage != context::EMPTY && old != new {
+        plan.push(Step::Store(context::IOHGATP, context::EMPTY));
+    }
+    if new_stage == context::EMPTY || old == new {
+        // The other fields may stay: behind an empty second stage they mean nothing.
+        return plan;
+    }
+    if !plan.is_empty() || !settled {
+        plan.push(Step::Drain);
+    }
+    let fields = stores(old, new, &[context::FSC, context::TA, context::TC]);
+    if !fields.is_empty() {
+        plan.extend(fields);
+        plan.push(Step::Settle);
+    }
+    plan.push(Step::Store(context::IOHGATP, new_stage));
+    plan
+}
+
+fn through_invalid(old: Dwords, new: Dwords) -> Vec<Step> {
+    let [tc, ..] = new;
+    let mut plan = std::vec![Step::Store(context::TC, 0), Step::Settle];
+    plan.extend(stores(old, new, &[context::IOHGATP, context::FSC, context::TA]));
+    plan.extend([Step::Settle, Step::Store(context::TC, tc)]);
+    plan
+}
+
+/// A store for every dword that differs, in this order.
+fn stores(old: Dwords, new: Dwords, places: &[usize]) -> Vec<Step> {
+    let store = |&place: &usize| {
+        let value = *new.get(place)?;
+        (old.get(place) != Some(&value)).then_some(Step::Store(place, value))
+    };
+    places.iter().filter_map(store).collect()
 }

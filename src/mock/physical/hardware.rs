@@ -1,34 +1,28 @@
-//! The modelled physical IOMMU: device contexts in memory, caches that only commands empty, one fault queue for all.
+//! The modelled physical IOMMU as a test sees it.
 
-use std::collections::BTreeMap;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::vec::Vec;
 
 use crate::addr::{Gpa, Iova};
-use crate::backend::{Context, HostCapabilities, Invalidation};
+use crate::backend::{Context, HostCapabilities};
 use crate::fault::Cause;
-use crate::id::{Gscid, ProcessId, Pscid, SecondStageMode};
+use crate::faultq::HostFault;
+use crate::id::{Gscid, ProcessId, SecondStageMode};
 use crate::mock::memory::Memory;
 use crate::regs::Capabilities;
 
-use super::context::{self, Dwords, Meaning};
 use super::driver::Strategy;
-use super::ioatc::{Ioatc, Scope};
-use super::walk::{Request, Walk};
+use super::machine::Machine;
 use super::{Physical, PhysicalDevice};
 
-/// Records the physical fault queue holds.
-const FAULT_QUEUE: usize = 16;
-
-/// Records of one device in the queue from which on the host masks its maskable faults with `tc.DTF` (rule UPD-07).
-const STORM: usize = 4;
-
-/// A physical IOMMU that several VMs share. A clone is another handle on the same one.
+/// A physical IOMMU that several VMs share, every device of it blocked at first. A clone is another handle on it.
 ///
 /// It caches as much and as long as the specification allows: a context until an `INVAL_DDT` of its device has been
 /// executed, translations until a covering `IOTINVAL` has; and it executes an invalidation only when a fence after it
-/// completes. What the host or the vIOMMU forgot shows as [`Dma::stale`].
+/// completes. What the vIOMMU forgot shows as [`Dma::stale`]. One fault queue of 16 records serves all devices.
+///
+/// Process directories, MSI tables, ATS, Svnapot and Svpbmt are not modelled.
 #[derive(Clone, Debug)]
 pub struct Hardware(Arc<Mutex<Machine>>);
 
@@ -56,17 +50,6 @@ pub enum Access {
     Faulted(Cause),
 }
 
-impl Access {
-    /// Where it goes, if it does.
-    #[must_use]
-    pub const fn translated(self) -> Option<Gpa> {
-        match self {
-            Self::Translated(to) => Some(to),
-            Self::Blocked | Self::Faulted(_) => None,
-        }
-    }
-}
-
 /// The answer to a Page Request (rules PRI-06, PRI-07). No context here has `EN_PRI`, so none gets through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -77,108 +60,27 @@ pub enum PageResponse {
     ResponseFailure,
 }
 
-/// A record of the physical fault queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PhysicalFault {
-    /// Whose access it was.
-    pub device: PhysicalDevice,
-    /// Why it failed.
-    pub cause: Cause,
-    /// The address.
-    pub iova: Iova,
-    /// The `process_id` of the access.
-    pub process: Option<ProcessId>,
-    /// A write, else a read.
-    pub write: bool,
-}
-
 /// What devices do while the host rewrites a context: see [`Hardware::set_traffic`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Traffic {
     /// Where the device whose context is rewritten reads.
     pub iova: Iova,
-    /// A device whose read of this address should fault, and whose fault its own VM should hear of.
+    /// Another device, which reads here.
     pub bystander: Option<(PhysicalDevice, Iova)>,
 }
 
 impl Traffic {
-    /// Accesses and a Page Request by the device alone.
+    /// Of the device alone.
     #[must_use]
     pub const fn new(iova: Iova) -> Self {
         Self { iova, bystander: None }
     }
 
-    /// A faulting access by another device too.
+    /// Of another VM's device too; choose an address that faults, to see whether the fault is lost.
     #[must_use]
     pub const fn with_bystander(self, device: PhysicalDevice, iova: Iova) -> Self {
         Self { bystander: Some((device, iova)), ..self }
-    }
-}
-
-/// Everything the handles share.
-#[derive(Debug)]
-pub(super) struct Machine {
-    pub(super) capabilities: HostCapabilities,
-    pub(super) overrides: BTreeMap<PhysicalDevice, HostCapabilities>,
-    pub(super) strategy: Strategy,
-    pub(super) owners: BTreeMap<PhysicalDevice, Gscid>,
-    memories: BTreeMap<u32, Memory>,
-    slots: BTreeMap<PhysicalDevice, Slot>,
-    ioatc: Ioatc,
-    traffic: Option<Traffic>,
-    faults: Vec<PhysicalFault>,
-    lost: BTreeMap<PhysicalDevice, u64>,
-    mixtures: u64,
-    response_failures: u64,
-}
-
-/// The directory entry of one device, and the copy hardware has of it.
-#[derive(Debug)]
-struct Slot {
-    dwords: Dwords,
-    cached: Option<Meaning>,
-    /// What each store left since the last executed `INVAL_DDT`: hardware may have read each dword at any time since.
-    versions: Vec<Dwords>,
-    /// The contexts that were asked for since, which are the ones a device may be served by.
-    intended: Vec<Meaning>,
-}
-
-impl Default for Slot {
-    fn default() -> Self {
-        let mut slot = Self { dwords: context::BLOCKED, cached: None, versions: Vec::new(), intended: Vec::new() };
-        slot.settle();
-        slot
-    }
-}
-
-impl Slot {
-    /// An `INVAL_DDT` and a fence: nothing read before is in use or on its way.
-    fn settle(&mut self) {
-        self.cached = None;
-        self.versions = std::vec![self.dwords];
-        let asked_for_last = self.intended.pop();
-        self.intended = context::decode(&self.dwords).into_iter().chain(asked_for_last).collect();
-    }
-
-    /// Whether hardware may put together a context that nobody asked for. The dwords are read in any order, at any
-    /// time (rules UPD-01, DDT-17).
-    fn mixed(&self) -> bool {
-        let mut torn = std::vec![self.dwords];
-        for place in [context::TC, context::IOHGATP, context::TA, context::FSC] {
-            let mut values: Vec<u64> = self.versions.iter().filter_map(|dwords| dwords.get(place).copied()).collect();
-            values.sort_unstable();
-            values.dedup();
-            let with = |dwords: &Dwords, value: u64| {
-                let mut dwords = *dwords;
-                dwords.iter_mut().skip(place).take(1).for_each(|dword| *dword = value);
-                dwords
-            };
-            torn = torn.iter().flat_map(|dwords| values.iter().map(move |&value| with(dwords, value))).collect();
-        }
-        let asked_for = |meaning: &Meaning| meaning.context == Context::Blocked || self.intended.contains(meaning);
-        torn.iter().filter_map(|dwords| context::decode(dwords).ok()).any(|meaning| !asked_for(&meaning))
     }
 }
 
@@ -205,23 +107,10 @@ impl Default for Hardware {
 }
 
 impl Hardware {
-    /// An IOMMU whose every device is blocked, driven by [`Strategy::Switch`].
+    /// One with these capabilities, driven by [`Strategy::Switch`].
     #[must_use]
     pub fn new(capabilities: HostCapabilities) -> Self {
-        Self(Arc::new(Mutex::new(Machine {
-            capabilities,
-            overrides: BTreeMap::new(),
-            strategy: Strategy::Switch,
-            owners: BTreeMap::new(),
-            memories: BTreeMap::new(),
-            slots: BTreeMap::new(),
-            ioatc: Ioatc::default(),
-            traffic: None,
-            faults: Vec::new(),
-            lost: BTreeMap::new(),
-            mixtures: 0,
-            response_failures: 0,
-        })))
+        Self(Arc::new(Mutex::new(Machine::new(capabilities))))
     }
 
     /// The handle of one VM, whose guest's tables are in `memory`.
@@ -246,7 +135,7 @@ impl Hardware {
     }
 
     /// From now on, after every single store to a device's context, the device makes a burst of reads and a Page
-    /// Request, the bystander makes its access, and then the host empties the fault queue.
+    /// Request, the bystander makes a read, and then the host empties the fault queue.
     pub fn set_traffic(&self, traffic: Option<Traffic>) {
         self.machine().traffic = traffic;
     }
@@ -266,12 +155,12 @@ impl Hardware {
     /// The context in memory now; `None` where it is not valid.
     #[must_use]
     pub fn context(&self, device: PhysicalDevice) -> Option<Context> {
-        context::decode(&self.machine().dwords(device)).ok().map(|meaning| meaning.context)
+        self.machine().slot(device).present().ok().map(|meaning| meaning.context)
     }
 
     /// Empties the fault queue.
     #[must_use]
-    pub fn take_faults(&self) -> Vec<PhysicalFault> {
+    pub fn take_faults(&self) -> Vec<(PhysicalDevice, HostFault)> {
         mem::take(&mut self.machine().faults)
     }
 
@@ -295,149 +184,5 @@ impl Hardware {
 
     pub(super) fn machine(&self) -> MutexGuard<'_, Machine> {
         crate::mock::lock(&self.0)
-    }
-}
-
-impl Machine {
-    pub(super) fn dwords(&self, device: PhysicalDevice) -> Dwords {
-        self.slots.get(&device).map_or(context::BLOCKED, |slot| slot.dwords)
-    }
-
-    /// Whether everything stored to the context has been seen to be in use since.
-    pub(super) fn settled(&self, device: PhysicalDevice) -> bool {
-        self.slots.get(&device).is_none_or(|slot| slot.versions.len() == 1)
-    }
-
-    /// A context is asked for: from now on the device may be served by it.
-    pub(super) fn intend(&mut self, device: PhysicalDevice, dwords: &Dwords) {
-        let slot = self.slots.entry(device).or_default();
-        slot.intended.extend(context::decode(dwords));
-    }
-
-    /// One store of the host driver.
-    pub(super) fn store(&mut self, device: PhysicalDevice, place: usize, value: u64) {
-        let slot = self.slots.entry(device).or_default();
-        slot.dwords.iter_mut().skip(place).take(1).for_each(|dword| *dword = value);
-        slot.versions.push(slot.dwords);
-        self.mixtures = self.mixtures.saturating_add(u64::from(slot.mixed()));
-        if let Some(traffic) = self.traffic {
-            self.drive(device, &traffic);
-        }
-    }
-
-    /// `IODIR.INVAL_DDT` with DV = 1, executed.
-    pub(super) fn settle(&mut self, device: PhysicalDevice) {
-        self.slots.entry(device).or_default().settle();
-    }
-
-    /// Executes what the host makes of an order of the VM (design: `Device` is `INVAL_DDT`, VMA and GVMA).
-    pub(super) fn execute(&mut self, gscid: Gscid, order: &Invalidation<PhysicalDevice>) {
-        let scope = match *order {
-            Invalidation::Device(device) => {
-                self.settle(device);
-                Scope::default()
-            }
-            Invalidation::Everything => {
-                let own = self.owners.iter().filter(|&(_, owner)| *owner == gscid).map(|(&device, _)| device);
-                own.collect::<Vec<_>>().into_iter().for_each(|device| self.settle(device));
-                Scope::default()
-            }
-            Invalidation::FirstStage => Scope::default(),
-            Invalidation::AddressSpace(pscid) => Scope { pscid: Some(pscid.get()), ..Scope::default() },
-            Invalidation::Pages(pages) => Scope {
-                pscid: pages.pscid.map(Pscid::get),
-                range: Some((pages.first.get(), pages.last.get() | 0xfff)),
-                non_leaf: pages.non_leaf,
-            },
-        };
-        self.ioatc.invalidate(gscid.get(), scope);
-    }
-
-    fn dma(&mut self, device: PhysicalDevice, process: Option<ProcessId>, iova: Iova, write: bool) -> Dma {
-        let request = Request { iova: iova.get(), write };
-        let present = context::decode(&self.dwords(device));
-        let slot = self.slots.entry(device).or_default();
-        // What is not valid is never cached (rule CA-02).
-        slot.cached = slot.cached.or(present.ok());
-        let used = slot.cached.ok_or(Cause::DdtNotValid).or(present);
-        let access = self.access(used, process, request, true);
-        let fresh = self.access(present, process, request, false);
-        let cause = match access {
-            Access::Translated(_) => None,
-            Access::Blocked if write => Some(Cause::WriteGuestPageFault),
-            Access::Blocked => Some(Cause::ReadGuestPageFault),
-            Access::Faulted(cause) => Some(cause),
-        };
-        if let Some(cause) = cause {
-            self.report(PhysicalFault { device, cause, iova, process, write });
-        }
-        let meant = |meaning: Meaning| meaning.context;
-        Dma { access, context: used.ok().map(meant), stale: access != fresh || used.map(meant) != present.map(meant) }
-    }
-
-    fn access(
-        &mut self,
-        meaning: Result<Meaning, Cause>,
-        process: Option<ProcessId>,
-        request: Request,
-        cached: bool,
-    ) -> Access {
-        let Meaning { gscid, context } = match meaning {
-            Ok(meaning) => meaning,
-            Err(cause) => return Access::Faulted(cause),
-        };
-        match context {
-            // PDTV = 0 (rule TR-09).
-            Context::Blocked | Context::FirstStage(_) | Context::SecondStageOnly { process_ids: false }
-                if process.is_some() =>
-            {
-                Access::Faulted(Cause::TransactionTypeDisallowed)
-            }
-            Context::Blocked => Access::Blocked,
-            Context::SecondStageOnly { .. } => Access::Translated(Gpa::new(request.iova)),
-            Context::FirstStage(stage) => {
-                let Some(memory) = self.memories.get(&gscid) else {
-                    return Access::Faulted(request.kind().access_fault());
-                };
-                let walk = Walk { memory, stage: &stage, gscid, request };
-                let walked = if cached { walk.cached(&mut self.ioatc) } else { walk.fresh() };
-                walked.map_or_else(Access::Faulted, Access::Translated)
-            }
-        }
-    }
-
-    fn page_request(&mut self, device: PhysicalDevice) -> PageResponse {
-        let present = context::decode(&self.dwords(device));
-        let slot = self.slots.entry(device).or_default();
-        slot.cached = slot.cached.or(present.ok());
-        if slot.cached.is_some() {
-            return PageResponse::InvalidRequest;
-        }
-        self.response_failures = self.response_failures.saturating_add(1);
-        PageResponse::ResponseFailure
-    }
-
-    fn report(&mut self, fault: PhysicalFault) {
-        let own = self.faults.iter().filter(|record| record.device == fault.device).count();
-        if own >= STORM && !fault.cause.ignores_dtf() {
-            return;
-        }
-        if self.faults.len() < FAULT_QUEUE {
-            self.faults.push(fault);
-        } else {
-            let lost = self.lost.entry(fault.device).or_default();
-            *lost = lost.saturating_add(1);
-        }
-    }
-
-    fn drive(&mut self, device: PhysicalDevice, traffic: &Traffic) {
-        for _ in 0..FAULT_QUEUE {
-            self.dma(device, None, traffic.iova, false);
-        }
-        self.page_request(device);
-        if let Some((bystander, iova)) = traffic.bystander {
-            self.dma(bystander, None, iova, false);
-        }
-        self.faults.clear();
     }
 }

@@ -5,6 +5,8 @@ mod contract;
 mod driver;
 mod hardware;
 mod ioatc;
+mod machine;
+mod slot;
 mod walk;
 
 use std::collections::VecDeque;
@@ -18,7 +20,7 @@ use crate::id::Gscid;
 
 use contract::Contract;
 pub use driver::Strategy;
-pub use hardware::{Access, Dma, Hardware, PageResponse, PhysicalFault, Traffic};
+pub use hardware::{Access, Dma, Hardware, PageResponse, Traffic};
 
 /// The physical `device_id` of a device: never the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -235,7 +235,7 @@ mod accesses {
             assert_eq!(vm.physical.hardware().dma(DEVICE, process, IOVA, false).access, access, "TR-09");
         }
         let faults = vm.physical.hardware().take_faults();
-        assert_eq!(faults.iter().map(|fault| fault.cause).collect::<Vec<_>>(), [Cause::TransactionTypeDisallowed]);
+        assert_eq!(faults.iter().map(|(_, fault)| fault.cause).collect::<Vec<_>>(), [Cause::TransactionTypeDisallowed]);
     }
 }
 

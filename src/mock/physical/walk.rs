@@ -51,7 +51,7 @@ impl Walk<'_> {
         let (leaf, pte, at) = self.down(start, &mut |table| ioatc.insert(table))?;
         let (to, updated) = self.finish(&leaf, pte)?;
         if updated != pte {
-            self.memory.write(at, self.in_order(updated));
+            self.memory.poke(at, self.in_order(updated));
         }
         ioatc.insert(Entry { what: What::Leaf(updated), ..leaf });
         Ok(to)

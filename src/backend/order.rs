@@ -1,0 +1,153 @@
+//! The orders a [`PhysicalIommu`](super::PhysicalIommu) is given, and its answers.
+
+use crate::addr::{Iova, Ppn};
+use crate::id::{FirstStageMode, Pscid};
+
+/// How the hardware is to treat a device's requests. Host-owned fields (GSCID, `iohgatp`, MSI table, QoS, `GADE`,
+/// `DTF`, custom bits) are not in it: the host puts its own in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Context {
+    /// No access reaches memory, and a Page Request is answered with Invalid Request.
+    Blocked,
+    /// The host's second stage alone translates.
+    SecondStageOnly {
+        /// Requests that carry a `process_id` are translated too (`PDTV = 1`, `pdtp` Bare); else they are disallowed
+        /// (`PDTV = 0`, `iosatp` Bare).
+        process_ids: bool,
+    },
+    /// The guest's first stage, nested under the host's second stage (`PDTV = 0`).
+    FirstStage(FirstStage),
+}
+
+/// A guest's first stage: the fields of a device context that may come from the guest (rule MRG-06).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct FirstStage {
+    /// `iosatp.MODE`.
+    pub mode: FirstStageMode,
+    /// `iosatp.PPN`, a guest-physical page: the second stage translates it.
+    pub root: Ppn,
+    /// `ta.PSCID`.
+    pub pscid: Pscid,
+    /// `tc.SADE`: hardware updates A and D bits of the guest's tables.
+    pub sade: bool,
+    /// `tc.SBE`: the guest's tables are big-endian.
+    pub sbe: bool,
+}
+
+/// What [`PhysicalIommu::set_context`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Applied {
+    /// The new context is in place.
+    Switched,
+    /// The device is blocked; the new context needs another call after an invalidation and a fence.
+    Blocked,
+}
+
+/// What is to be dropped from the physical IOMMU's caches, all within this VM's own GSCID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Invalidation<D> {
+    /// All of one device: `IODIR.INVAL_DDT` for it, `IOTINVAL.VMA` and `IOTINVAL.GVMA` for the whole GSCID.
+    Device(D),
+    /// First-stage translations of a range of pages.
+    Pages(Pages),
+    /// First-stage translations of one PSCID, except global ones: `IOTINVAL.VMA` with PSCV = 1, AV = 0.
+    AddressSpace(Pscid),
+    /// All first-stage translations, global ones included: `IOTINVAL.VMA` with PSCV = 0, AV = 0.
+    FirstStage,
+    /// All of the above for every device of this VM, and the second stage (`IOTINVAL.GVMA`).
+    Everything,
+}
+
+/// A range of first-stage pages: `IOTINVAL.VMA` with AV = 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Pages {
+    /// First byte of the first page.
+    pub first: Iova,
+    /// First byte of the last page; the range includes this page.
+    pub last: Iova,
+    /// Only this address space, except global translations; `None`: every one, global translations included.
+    pub pscid: Option<Pscid>,
+    /// Non-leaf entries on the way to these pages too.
+    pub non_leaf: bool,
+}
+
+impl Pages {
+    /// The pages from the one that holds `first` to the one that holds `last`, leaf entries only.
+    #[must_use]
+    pub const fn new(first: Iova, last: Iova, pscid: Option<Pscid>) -> Self {
+        Self { first: first.page(), last: last.page(), pscid, non_leaf: false }
+    }
+}
+
+/// Names one fence. The crate counts them up, from [`new`](crate::VIommu::new) on and across resets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(u64);
+
+impl Ticket {
+    pub(crate) const FIRST: Self = Self(0);
+
+    /// The number, for a host that stores it.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The ticket with this number.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    pub(crate) const fn next(self) -> Self {
+        // 2^64 fences do not happen.
+        Self(self.0.wrapping_add(1))
+    }
+}
+
+/// Which device accesses a fence makes globally visible, beyond completing the orders before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct FenceScope {
+    /// `PR`: reads.
+    pub reads: bool,
+    /// `PW`: writes.
+    pub writes: bool,
+}
+
+impl FenceScope {
+    /// Reads and writes.
+    pub const ALL: Self = Self { reads: true, writes: true };
+
+    /// The scope of an IOFENCE.C with these `PR` and `PW` bits.
+    #[must_use]
+    pub const fn new(reads: bool, writes: bool) -> Self {
+        Self { reads, writes }
+    }
+}
+
+/// What [`PhysicalIommu::fence`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Completion {
+    /// Everything before the fence is complete.
+    Done,
+    /// [`fence_done`](crate::VIommu::fence_done) will be called.
+    Pending,
+}
+
+/// How a pending fence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FenceOutcome {
+    /// Everything before the fence is complete.
+    Complete,
+    /// As `Complete`, but a device did not answer an ATS invalidation in time.
+    AtsTimeout,
+    /// It can not be told whether the orders before the fence are complete; as [`OrderError::Fatal`].
+    Failed,
+}

@@ -1,0 +1,92 @@
+//! One entry of the physical device directory, and what hardware may make of it while it is being rewritten.
+
+use std::vec;
+use std::vec::Vec;
+
+use crate::backend::Context;
+use crate::fault::Cause;
+
+use super::context::{self, Dwords, Meaning};
+
+#[derive(Debug)]
+pub(super) struct Slot {
+    dwords: Dwords,
+    /// Hardware's copy.
+    cached: Option<Meaning>,
+    /// What each store left, since the last executed `INVAL_DDT`.
+    versions: Vec<Dwords>,
+    /// What was asked for since then, and what was in force.
+    asked_for: Vec<Meaning>,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        let mut slot = Self { dwords: context::BLOCKED, cached: None, versions: Vec::new(), asked_for: Vec::new() };
+        slot.settle();
+        slot
+    }
+}
+
+impl Slot {
+    pub(super) const fn dwords(&self) -> Dwords {
+        self.dwords
+    }
+
+    /// What a request finds that looks into memory.
+    pub(super) fn present(&self) -> Result<Meaning, Cause> {
+        context::decode(&self.dwords)
+    }
+
+    /// What a request finds. What is not valid is never cached (rule CA-02).
+    pub(super) fn fetch(&mut self) -> Result<Meaning, Cause> {
+        let present = self.present();
+        self.cached = self.cached.or(present.ok());
+        self.cached.map_or(present, Ok)
+    }
+
+    /// The host means the context to become this.
+    pub(super) fn ask_for(&mut self, dwords: &Dwords) {
+        self.asked_for.extend(context::decode(dwords));
+    }
+
+    /// One store of the host; whether hardware may now put together a context that nobody asked for.
+    pub(super) fn store(&mut self, place: usize, value: u64) -> bool {
+        self.dwords = with(&self.dwords, place, value);
+        self.versions.push(self.dwords);
+        let strange = |meaning: Meaning| meaning.context != Context::Blocked && !self.asked_for.contains(&meaning);
+        self.torn().iter().filter_map(|dwords| context::decode(dwords).ok()).any(strange)
+    }
+
+    /// An `INVAL_DDT` was executed: nothing read before is in use or on its way.
+    pub(super) fn settle(&mut self) {
+        let last = self.asked_for.pop();
+        self.asked_for = self.present().into_iter().chain(last).collect();
+        self.cached = None;
+        self.versions = vec![self.dwords];
+    }
+
+    /// Whether nothing was stored since.
+    pub(super) fn settled(&self) -> bool {
+        self.versions.len() == 1
+    }
+
+    /// Every context hardware may have read: dwords are read in any order and at any time (rules UPD-01, DDT-17).
+    fn torn(&self) -> Vec<Dwords> {
+        let mut torn = vec![self.dwords];
+        for place in [context::TC, context::IOHGATP, context::TA, context::FSC] {
+            let mut values: Vec<u64> = self.versions.iter().filter_map(|dwords| dwords.get(place).copied()).collect();
+            values.sort_unstable();
+            values.dedup();
+            torn = torn.iter().flat_map(|dwords| values.iter().map(|&value| with(dwords, place, value))).collect();
+        }
+        torn
+    }
+}
+
+fn with(dwords: &Dwords, place: usize, value: u64) -> Dwords {
+    let mut dwords = *dwords;
+    if let Some(dword) = dwords.get_mut(place) {
+        *dword = value;
+    }
+    dwords
+}

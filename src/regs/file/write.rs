@@ -1,0 +1,182 @@
+//! What a write makes of the registers: WARL rules, bits that clear when written, and the handshakes of the queues.
+
+use crate::addr::Ppn;
+use crate::regs::{
+    Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Icvec, Igs, Ipsr, MAX_VECTORS, MsiAddr, MsiVecCtl, QueueBase, Register, Width,
+};
+
+use super::{Effect, MsiEntry, Registers, address_mask};
+
+impl Registers {
+    /// Applies a write and says what it sets in motion.
+    pub(crate) fn write(&mut self, offset: u64, width: Width, value: u64) -> Effect {
+        let Some((register, lanes)) = Register::access(offset, width) else {
+            return Effect::None;
+        };
+        self.changed.insert(register);
+        // The other lane keeps what is stored. Registers with bits that clear when written are 4 bytes wide, so for
+        // them this is `value` itself.
+        let value = lanes.merge(self.value(register), value);
+        // 4-byte registers take the low half; the upper one is not part of the access.
+        let word = low_half(value);
+        match register {
+            Register::Capabilities | Register::Cqh | Register::Fqt => {}
+            Register::Fctl => self.write_fctl(Fctl::from_bits(word)),
+            Register::Ddtp => return self.write_ddtp(Ddtp::from_bits(value)),
+            Register::Cqb => self.write_cqb(QueueBase::from_bits(value)),
+            Register::Cqt => {
+                self.cqt = word & self.cqb.index_mask();
+                return Effect::Doorbell;
+            }
+            Register::Cqcsr => return self.write_cqcsr(Cqcsr::from_bits(word)),
+            Register::Fqb => self.write_fqb(QueueBase::from_bits(value)),
+            Register::Fqh => self.fqh = word & self.fqb.index_mask(),
+            Register::Fqcsr => self.write_fqcsr(Fqcsr::from_bits(word)),
+            Register::Ipsr => self.ipsr = Ipsr::from_bits(self.ipsr.into_bits() & !word),
+            Register::Icvec => self.write_icvec(Icvec::from_bits(value)),
+            Register::MsiAddr(vector) => {
+                let addr = MsiAddr::new().with_addr(MsiAddr::from_bits(value & self.address_mask()).addr());
+                self.write_msi(vector, |entry| entry.addr = addr);
+            }
+            Register::MsiData(vector) => self.write_msi(vector, |entry| entry.data = word),
+            Register::MsiVecCtl(vector) => {
+                let ctl = MsiVecCtl::new().with_m(MsiVecCtl::from_bits(word).m());
+                self.write_msi(vector, |entry| entry.ctl = ctl);
+            }
+        }
+        Effect::None
+    }
+
+    // UNSPECIFIED: a change while the IOMMU is not Off or a queue is on is dropped whole (rule REG-FCTL-07).
+    fn write_fctl(&mut self, new: Fctl) {
+        let queues_off = !self.cqcsr.cqen() && !self.cqcsr.cqon() && !self.fqcsr.fqen() && !self.fqcsr.fqon();
+        if self.mode() != DdtpMode::Off || self.ddtp.busy() || !queues_off {
+            return;
+        }
+        if self.setup.capabilities.end() {
+            self.fctl.set_be(new.be());
+        }
+        if self.setup.capabilities.igs() == Igs::Both {
+            self.fctl.set_wsi(new.wsi());
+        }
+        // Without wires the bit is reserved (rule REG-CQCSR-07).
+        if !self.fctl.wsi() && self.cqcsr.fence_w_ip() {
+            self.set_cqcsr(self.cqcsr.with_fence_w_ip(false));
+        }
+    }
+
+    fn write_ddtp(&mut self, new: Ddtp) -> Effect {
+        let old = self.mode();
+        let accepted = match (old, DdtpMode::decode(new.iommu_mode())) {
+            // An illegal mode leaves mode and PPN as they were (rule REG-DDTP-01).
+            // UNSPECIFIED: so does a step from one directory to another that does not pass Off or Bare (REG-DDTP-10);
+            // from a directory to Bare is performed (REG-DDTP-09).
+            (_, None) | (DdtpMode::Levels(_), Some(DdtpMode::Levels(_))) => false,
+            _ => true,
+        };
+        // UNSPECIFIED: a write while busy is ignored (rule REG-DDTP-11).
+        if !accepted || self.ddtp.busy() {
+            return Effect::None;
+        }
+        self.ddtp = Ddtp::new().with_iommu_mode(new.iommu_mode()).with_ppn(self.within_pas(new.ppn()));
+        if self.mode() == old {
+            return Effect::None;
+        }
+        self.ddtp.set_busy(true);
+        Effect::Directory
+    }
+
+    // UNSPECIFIED: a base written while the queue is on is dropped (rule REG-QB-07).
+    fn write_cqb(&mut self, new: QueueBase) {
+        if !self.cqcsr.cqon() && !self.cqcsr.busy() {
+            self.cqb = self.queue_base(new);
+            self.cqt = 0;
+            self.changed.insert(Register::Cqt);
+        }
+    }
+
+    fn write_fqb(&mut self, new: QueueBase) {
+        if !self.fqcsr.fqon() && !self.fqcsr.busy() {
+            self.fqb = self.queue_base(new);
+            self.fqh = 0;
+            self.changed.insert(Register::Fqh);
+        }
+    }
+
+    fn write_cqcsr(&mut self, new: Cqcsr) -> Effect {
+        let mut csr = self.cqcsr;
+        // UNSPECIFIED: a write while busy is dropped whole (rule REG-CQCSR-23).
+        if csr.busy() {
+            return Effect::None;
+        }
+        match (csr.cqen(), new.cqen()) {
+            (false, true) => {
+                csr = Cqcsr::new().with_cqen(true).with_cqon(true);
+                self.set_cqh(0);
+            }
+            // The queue stays on until what it has begun is done.
+            (true, false) => csr = csr.with_cqen(false).with_busy(true),
+            _ => {}
+        }
+        self.cqcsr = csr
+            .with_cie(new.cie())
+            .with_cqmf(csr.cqmf() && !new.cqmf())
+            .with_cmd_to(csr.cmd_to() && !new.cmd_to())
+            .with_cmd_ill(csr.cmd_ill() && !new.cmd_ill())
+            .with_fence_w_ip(csr.fence_w_ip() && !new.fence_w_ip());
+        Effect::Commands
+    }
+
+    fn write_fqcsr(&mut self, new: Fqcsr) {
+        let mut csr = self.fqcsr;
+        if !csr.fqen() && new.fqen() {
+            csr = csr.with_fqmf(false).with_fqof(false);
+            self.set_fqt(0);
+        }
+        // Records are stored within the call that reports them: on follows enable at once.
+        self.fqcsr = csr
+            .with_fqen(new.fqen())
+            .with_fqon(new.fqen())
+            .with_fie(new.fie())
+            .with_fqmf(csr.fqmf() && !new.fqmf())
+            .with_fqof(csr.fqof() && !new.fqof());
+    }
+
+    // UNSPECIFIED: all four fields are as wide as the number of vectors needs, also those of causes that are not
+    // offered; Linux writes all four and reads them back.
+    fn write_icvec(&mut self, new: Icvec) {
+        let mask = self.setup.vectors.saturating_sub(1);
+        self.icvec = Icvec::new()
+            .with_civ(new.civ() & mask)
+            .with_fiv(new.fiv() & mask)
+            .with_pmiv(new.pmiv() & mask)
+            .with_piv(new.piv() & mask);
+    }
+
+    /// Entries past the number of vectors, and all of them without MSIs, are read-only 0 (rules REG-MSI-08, -09).
+    fn write_msi(&mut self, vector: u8, change: impl FnOnce(&mut MsiEntry)) {
+        let present = self.setup.capabilities.igs() != Igs::Wsi && vector < self.setup.vectors.min(MAX_VECTORS);
+        if let (true, Some(entry)) = (present, self.msi.get_mut(usize::from(vector))) {
+            change(entry);
+        }
+    }
+
+    fn queue_base(&self, new: QueueBase) -> QueueBase {
+        QueueBase::new().with_log2sz_minus_1(new.log2sz_minus_1()).with_ppn(self.within_pas(new.ppn()))
+    }
+
+    /// The page number cut to the physical address size (rules REG-DDTP-04, REG-QB-03).
+    fn within_pas(&self, ppn: Ppn) -> Ppn {
+        Ppn::truncate(ppn.get() & (self.address_mask() >> 12))
+    }
+
+    /// The bits of an address of `PAS` bits.
+    fn address_mask(&self) -> u64 {
+        address_mask(self.setup.capabilities.pas())
+    }
+}
+
+#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
+const fn low_half(value: u64) -> u32 {
+    value as u32
+}
