@@ -282,7 +282,7 @@ pub trait PhysicalIommu {
     /// every change with [`Invalidation::Device`]. Blocking must work always (for a vanished device it is `Ok`) or
     /// be `Fatal`; rule UPD-07 says how to block without harm to other tenants. A host that can not go from the old
     /// context to the new without a blocked state in between blocks, answers [`Applied::Blocked`], and is called
-    /// again after an invalidation and a fence.
+    /// again after an invalidation and a fence; up to four times for one context, which is then taken as refused.
     ///
     /// What a device does while it is blocked only on the way between two contexts is neither the old context's fault
     /// nor the new one's: the host masks such faults (`DTF`) or drops them, and reports those of devices whose

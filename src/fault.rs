@@ -243,18 +243,16 @@ impl TransactionType {
 
 /// What a walk failed with. Who caused it and how it is recorded is added where it is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct Fault {
+pub(crate) struct Fault {
     /// Why.
-    pub cause: Cause,
+    pub(crate) cause: Cause,
     /// More about a guest-page fault, else 0 (rule FR-08).
-    pub iotval2: u64,
+    pub(crate) iotval2: u64,
 }
 
 impl Fault {
     /// A fault that has nothing in `iotval2`.
-    #[must_use]
-    pub const fn new(cause: Cause) -> Self {
+    pub(crate) const fn new(cause: Cause) -> Self {
         Self { cause, iotval2: 0 }
     }
 

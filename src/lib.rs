@@ -89,7 +89,7 @@ pub use backend::{
 };
 pub use config::Config;
 pub use error::{AttachError, ConfigError, DetachError, IdError, MemoryFault, OrderError};
-pub use fault::{Cause, Fault, TransactionType};
+pub use fault::{Cause, TransactionType};
 pub use faultq::{FaultRecord, HostFault, Quirks};
 pub use id::{DeviceId, FirstStageMode, Gscid, ProcessId, Pscid, SecondStageMode};
 pub use nest::{Attachment, Health};

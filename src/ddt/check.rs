@@ -9,20 +9,15 @@ use super::entry::{BaseContext, ExtendedContext, Fsc, Iohgatp, MsiPageBits, Tc};
 
 /// A device context that was found valid and well configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Checked {
-    /// Translation control.
-    pub tc: Tc,
-    /// Second stage.
-    pub iohgatp: Iohgatp,
-    /// First stage, or the process directory.
-    pub first_stage: FirstStageContext,
+pub(crate) struct Checked {
+    pub(crate) tc: Tc,
+    pub(crate) iohgatp: Iohgatp,
+    pub(crate) first_stage: FirstStageContext,
 }
 
 /// The meaning of `fsc`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum FirstStageContext {
+pub(crate) enum FirstStageContext {
     /// `PDTV = 0`, `iosatp.MODE` Bare: no first stage, and no request with a `process_id`.
     Bare,
     /// `PDTV = 0`: one table for the device.

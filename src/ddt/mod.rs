@@ -6,7 +6,7 @@
 pub(crate) mod check;
 pub mod entry;
 
-pub use check::{Checked, FirstStageContext};
+pub(crate) use check::{Checked, FirstStageContext};
 pub use entry::{BaseContext, DdtEntry, ExtendedContext, Fsc, Iohgatp, MsiPageBits, Msiptp, Ta, Tc};
 
 use crate::addr::{Gpa, Ppn};

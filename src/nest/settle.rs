@@ -9,6 +9,10 @@ use super::context::Reading;
 use super::slot::{Phase, Step};
 use super::{Health, Nest, Residue, Stalled};
 
+/// Most blocked states a host may go through on the way to one context. Two do for any (UPD-07); the bound keeps a host
+/// that never arrives from keeping the guest's fence for ever.
+const MAX_STEPS: u8 = 4;
+
 impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BATCH> {
     /// Does what can be done now. `Idle`: every context read is in force, or blocked, and its invalidation is in the
     /// batch.
@@ -61,7 +65,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             let wanted = if slot.refused { Context::Blocked } else { reading.context() };
             if slot.wanted != wanted {
                 slot.wanted = wanted;
-                slot.halfway = false;
+                slot.steps = 0;
             }
         }
         let progress = self.apply(index, backend)?;
@@ -81,21 +85,21 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             self.residue = Residue::Some;
         }
         match physical.set_context(slot.device, &slot.wanted) {
-            Ok(Applied::Blocked) if slot.wanted != Context::Blocked && !slot.halfway => {
-                // To be called again after an invalidation and a fence.
+            // To be called again after an invalidation and a fence.
+            Ok(Applied::Blocked) if slot.wanted != Context::Blocked && slot.steps < MAX_STEPS => {
                 slot.live = Some(Context::Blocked);
-                slot.halfway = true;
+                slot.steps = slot.steps.saturating_add(1);
                 slot.owed = true;
             }
             Ok(Applied::Blocked) if slot.wanted != Context::Blocked => {
-                log::debug!("the physical IOMMU blocked a device twice on the way to one context");
+                log::debug!("the physical IOMMU does not get to a context");
                 slot.live = Some(Context::Blocked);
                 slot.refuse();
                 self.health = self.health.max(Health::Degraded);
             }
             Ok(_) => {
                 slot.live = Some(slot.wanted);
-                slot.halfway = false;
+                slot.steps = 0;
                 slot.owed = true;
             }
             Err(OrderError::Busy) => return Ok(Progress::Waiting),
@@ -155,7 +159,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         }
         if let Some(slot) = self.slots.get_mut(index) {
             slot.owed = false;
-            if slot.step == Step::None && (slot.phase != Phase::Live || slot.halfway) {
+            if slot.step == Step::None && (slot.phase != Phase::Live || slot.steps != 0) {
                 slot.step = Step::Unfenced;
             }
         }

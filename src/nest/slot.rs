@@ -55,8 +55,8 @@ pub(super) struct Slot<D> {
     pub(super) named: bool,
     /// An invalidation of the device is to go into the batch.
     pub(super) owed: bool,
-    /// The host blocked the device on its way to `wanted`.
-    pub(super) halfway: bool,
+    /// How often the host blocked the device on its way to `wanted`.
+    pub(super) steps: u8,
     /// The host refused the last context; not tried again until the guest or the host names the device.
     pub(super) refused: bool,
     pub(super) wanted: Context,
@@ -80,7 +80,7 @@ impl<D> Slot<D> {
             stale: false,
             named: false,
             owed: false,
-            halfway: false,
+            steps: 0,
             refused: false,
             wanted: Context::Blocked,
             live: None,
@@ -106,7 +106,7 @@ impl<D> Slot<D> {
         self.step = Step::None;
         self.stale = false;
         self.named = false;
-        self.halfway = false;
+        self.steps = 0;
         self.refused = false;
         self.not_valid = false;
         self.dtf = false;
@@ -120,7 +120,7 @@ impl<D> Slot<D> {
     pub(super) fn refuse(&mut self) {
         self.wanted = Context::Blocked;
         self.refused = true;
-        self.halfway = false;
+        self.steps = 0;
         self.owed = true;
     }
 }
