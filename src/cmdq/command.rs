@@ -313,7 +313,9 @@ impl Command {
             }
             (IODIR, func3 @ (0 | 1)) => {
                 let command = IodirBits::from_bits(bits);
-                let legal_device = !command.dv() || command.did().fits(device_id_width(legality));
+                // UNSPECIFIED: in Off and Bare no width is defined; every device_id is accepted and names nothing.
+                let width = legality.mode.device_id_width(legality.capabilities.msi_flat());
+                let legal_device = !command.dv() || command.did().fits(width);
                 if command.is_reserved() || !legal_device {
                     return Err(Illegal);
                 }
@@ -380,18 +382,6 @@ fn encode_iotinval(func3: u8, operands: Iotinval) -> u128 {
     // The bits that differ, less the highest, are the ones below the 0 that tells the size.
     let below = (first ^ last) >> 1;
     bits.with_av(true).with_nl(range.non_leaf).with_s(first != last).with_page(first | below).into_bits()
-}
-
-/// Widest `device_id` of the directory in force (rule CMD-13).
-// UNSPECIFIED: in Off and Bare no width is defined; every device_id is accepted and names nothing.
-fn device_id_width(legality: &Legality) -> u32 {
-    match (legality.mode, legality.capabilities.msi_flat()) {
-        (DdtpMode::Levels(1), true) => 6,
-        (DdtpMode::Levels(1), false) => 7,
-        (DdtpMode::Levels(2), true) => 15,
-        (DdtpMode::Levels(2), false) => 16,
-        _ => DeviceId::BITS,
-    }
 }
 
 /// Widest `process_id` that any process directory takes (rule CMD-14).

@@ -17,43 +17,20 @@ use crate::mem::View;
 use crate::regs::DdtpMode;
 use crate::regs::file::Registers;
 
-use check::Rules;
+use check::{Copied, Rules};
 
 /// Where the directory is and how it is to be read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Directory {
     levels: u8,
     root: Ppn,
-    format: Format,
+    /// Whether all its contexts are of the extended format (rule DDT-01).
+    extended: bool,
     view: View,
     rules: Rules,
 }
 
-/// Which of the two device-context formats the whole directory uses (rule DDT-01).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
-    Base,
-    Extended,
-}
-
-impl Format {
-    /// Bits of `device_id` that select the context in the last level (rule DDT-02).
-    const fn leaf_bits(self) -> u32 {
-        match self {
-            Self::Base => 7,
-            Self::Extended => 6,
-        }
-    }
-
-    const fn context_bytes(self) -> u64 {
-        match self {
-            Self::Base => 32,
-            Self::Extended => 64,
-        }
-    }
-}
-
-/// Bits of `device_id` each further level takes.
+/// Most bits of `device_id` a non-leaf level takes.
 const NON_LEAF_BITS: u32 = 9;
 
 impl Directory {
@@ -66,28 +43,24 @@ impl Directory {
         Some(Self {
             levels,
             root: registers.ddtp().ppn(),
-            format: if capabilities.msi_flat() { Format::Extended } else { Format::Base },
+            extended: capabilities.msi_flat(),
             view: View::of(registers),
             rules: Rules { capabilities, be: registers.fctl().be() },
         })
     }
 
-    /// Whether the directory has a place for this device (rules DDT-04, TR-06).
-    fn covers(&self, id: DeviceId) -> bool {
-        let width = NON_LEAF_BITS
-            .saturating_mul(u32::from(self.levels).saturating_sub(1))
-            .saturating_add(self.format.leaf_bits());
-        id.fits(width)
+    /// Bits of `device_id` that a directory of so many levels takes (rule DDT-04).
+    const fn width(&self, levels: u8) -> u32 {
+        DdtpMode::Levels(levels).device_id_width(self.extended)
     }
 
-    /// Part of the `device_id` that selects the entry at `level`, 0 being the last.
+    /// Part of the `device_id` that selects the entry at `level`, 0 being the last (rule DDT-02).
     fn index(&self, id: DeviceId, level: u8) -> u64 {
-        let leaf = self.format.leaf_bits();
-        let (shift, bits) = match u32::from(level).checked_sub(1) {
-            None => (0, leaf),
-            Some(above) => (NON_LEAF_BITS.saturating_mul(above).saturating_add(leaf), NON_LEAF_BITS),
+        let (below, bits) = match level {
+            0 => (0, self.width(1)),
+            _ => (self.width(level), NON_LEAF_BITS),
         };
-        u64::from(id.get() >> shift.min(31) & !(u32::MAX << bits))
+        u64::from(id.get() >> below & !(u32::MAX << bits))
     }
 
     /// Finds and checks the context of a device: "Process to locate the Device-context".
@@ -96,7 +69,7 @@ impl Directory {
     /// 260 if the id is too wide, 257, 258, 259 and 268 as each entry fails; the first failing step decides.
     pub(crate) fn locate(&self, memory: &impl GuestMemory, id: DeviceId) -> Result<Checked, Fault> {
         // TR-06: before any entry is read.
-        if !self.covers(id) {
+        if !id.fits(self.width(self.levels)) {
             return Err(Fault::new(Cause::TransactionTypeDisallowed));
         }
         // 1. a is the root page, i counts the levels down.
@@ -117,13 +90,13 @@ impl Directory {
             table = ddte.ppn().base();
         }
         // 8. Load the context, whole, once.
-        let at = entry(table, self.index(id, 0), self.format.context_bytes());
-        let context = match self.format {
-            Format::Base => {
-                let base: BaseContext = self.view.load_new(memory, at).map_err(Fault::of_ddt_load)?;
-                check::Copied::Base(base)
-            }
-            Format::Extended => check::Copied::Extended(self.view.load_new(memory, at).map_err(Fault::of_ddt_load)?),
+        let index = self.index(id, 0);
+        let context = if self.extended {
+            let at = entry(table, index, 64);
+            Copied::Extended(self.view.load_new(memory, at).map_err(Fault::of_ddt_load)?)
+        } else {
+            let at = entry(table, index, 32);
+            Copied::Base(self.view.load_new(memory, at).map_err(Fault::of_ddt_load)?)
         };
         // 9-10. Valid, and configured as the capabilities allow.
         context.judge(&self.rules)

@@ -65,6 +65,21 @@ impl DdtpMode {
     }
 }
 
+impl DdtpMode {
+    /// Bits of `device_id` that a directory of this mode takes, with extended-format contexts or base-format ones; all
+    /// 24 where there is no directory (rule DDT-04).
+    #[must_use]
+    pub const fn device_id_width(self, extended: bool) -> u32 {
+        match (self, extended) {
+            (Self::Levels(1), true) => 6,
+            (Self::Levels(1), false) => 7,
+            (Self::Levels(2), true) => 15,
+            (Self::Levels(2), false) => 16,
+            _ => 24,
+        }
+    }
+}
+
 /// `cqb`, `fqb`, `pqb` (64 bits): base and size of a queue. Source: "Command-queue base" and its siblings.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
