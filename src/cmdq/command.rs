@@ -394,3 +394,6 @@ fn process_id_width(capabilities: Capabilities) -> u32 {
         8
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,3 +107,6 @@ impl Directory {
 const fn entry(table: Gpa, index: u64, bytes: u64) -> Gpa {
     table.or(index.wrapping_mul(bytes))
 }
+
+#[cfg(test)]
+mod tests;

@@ -108,3 +108,6 @@ fn touch(a: &Pages, b: &Pages) -> bool {
     };
     reaches(a, b) && reaches(b, a)
 }
+
+#[cfg(test)]
+mod tests;

@@ -308,14 +308,15 @@ fn broken(context: Dwords, extended: bool, caps: Capabilities, be: bool) -> Vec<
     let [tc, iohgatp, ta, fsc, msiptp, mask, pattern, last] = context;
     let is = |bit: u64| tc & bit != 0;
     let (hg, fs, msi) = (iohgatp >> 60, fsc >> 60, if extended { msiptp >> 60 } else { 0 });
-    let mgpaw = match caps.into_bits() >> 16 & 0xf {
-        0 => caps.into_bits() >> 32 & 0x3f,
-        1 => 34,
-        2..=3 => 41,
-        4..=7 => 50,
-        _ => 59,
+    // MGPAW less the 12 bits within a page.
+    let width = match caps.into_bits() >> 16 & 0xf {
+        0 => (caps.into_bits() >> 32 & 0x3f).saturating_sub(12),
+        1 => 22,
+        2..=3 => 29,
+        4..=7 => 38,
+        _ => 47,
     };
-    let page = |bits: u64| bits >> (mgpaw - 12) != 0;
+    let page = |bits: u64| bits >> width != 0;
     let cap = |bit: u32| caps.into_bits() >> bit & 1 == 1;
     let offered = |mode: u64, list: &[(u64, u32)]| {
         mode == 0 || list.iter().any(|&(encoding, capability)| encoding == mode && cap(capability))
@@ -350,12 +351,17 @@ fn sparse() -> impl Strategy<Value = u64> {
     any::<[u64; 3]>().prop_map(|[a, b, c]| a & b & c)
 }
 
+/// Values of a MODE field, mostly defined ones.
+fn modes() -> impl Strategy<Value = u64> {
+    prop_oneof![4 => Just(0), 6 => 8..11_u64, 2 => 1..4_u64, 1 => 0..16_u64]
+}
+
 prop_compose! {
     /// Contexts of which about one in four is good, and one in four has a reserved bit set.
     fn contexts()(
         tc in sparse(),
-        modes in [prop_oneof![4 => Just(0), 6 => 8..=10_u64, 1 => 0..16_u64], prop_oneof![4 => Just(0), 4 => 8..=10_u64, 2 => 1..=3_u64, 1 => 0..16_u64]],
-        msi in prop_oneof![8 => 0..=1_u64, 1 => 2..16_u64],
+        modes in [modes(), modes()],
+        msi in prop_oneof![8 => 0..2_u64, 1 => 2..16_u64],
         ppns in any::<[u64; 3]>(),
         ta in any::<u64>(),
         stray in prop::option::weighted(0.25, (0..8_usize, 0..64_u32)),

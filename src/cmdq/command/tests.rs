@@ -1,0 +1,342 @@
+//! Every literal is worked out from the command figures of the specification, not with the crate's own formats.
+
+use proptest::prelude::*;
+use std::vec::Vec;
+
+use super::*;
+
+/// Range and non-leaf invalidation, base-format contexts, no process directory.
+const GUEST: Legality =
+    Legality { capabilities: Capabilities::new().with_nl(true).with_s(true), wsi: true, mode: DdtpMode::Levels(3) };
+
+const VMA: u64 = 0x001;
+const GVMA: u64 = 0x081;
+const FENCE: u64 = 0x002;
+const INVAL_DDT: u64 = 0x003;
+const INVAL_PDT: u64 = 0x083;
+
+// Operand bits of the first word.
+const AV: u64 = 1 << 10;
+const WSI: u64 = 1 << 11;
+const PR: u64 = 1 << 12;
+const PW: u64 = 1 << 13;
+const PSCV: u64 = 1 << 32;
+const GV: u64 = 1 << 33;
+const DV: u64 = 1 << 33;
+const NL: u64 = 1 << 34;
+/// Operand bit of the second word.
+const S: u64 = 1 << 9;
+
+fn decode_by(legality: &Legality, low: u64, high: u64) -> Result<Command, Illegal> {
+    Command::decode(RawCommand { low, high }, legality)
+}
+
+fn decode(low: u64, high: u64) -> Result<Command, Illegal> {
+    decode_by(&GUEST, low, high)
+}
+
+fn iotinval(gscid: Option<u32>, pscid: Option<u32>, range: Option<PageRange>) -> Iotinval {
+    Iotinval { gscid: gscid.map(Gscid::truncate), pscid: pscid.map(Pscid::truncate), range }
+}
+
+fn page(address: u64) -> PageRange {
+    PageRange::page(Iova::new(address))
+}
+
+/// First and last page of the range an IOTINVAL.VMA with S names by this second word.
+fn range(high: u64) -> (u64, u64) {
+    match decode(VMA | AV, high) {
+        Ok(Command::IotinvalVma(Iotinval { range: Some(range), .. })) => (range.first().get(), range.last().get()),
+        other => panic!("{high:#x} is {other:?}"),
+    }
+}
+
+#[test]
+fn iotinval_operands_are_decoded() {
+    let vma = |low, high| decode(VMA | low, high);
+    let is = |gscid, pscid, range| Ok(Command::IotinvalVma(iotinval(gscid, pscid, range)));
+    let at = 0x1234_5000 >> 2;
+    assert_eq!(vma(0, 0), is(None, None, None), "VMA-01");
+    assert_eq!(vma(PSCV | 0xabcd_e000, 0), is(None, Some(0xa_bcde), None), "VMA-02");
+    assert_eq!(vma(AV, at), is(None, None, Some(page(0x1234_5000))), "VMA-03");
+    assert_eq!(vma(AV | PSCV | 0xffff_f000, at), is(None, Some(0xf_ffff), Some(page(0x1234_5000))), "VMA-04");
+    assert_eq!(vma(GV | 0x0abc_d000_0000_0000, 0), is(Some(0xabcd), None, None), "VMA-05");
+    assert_eq!(vma(GV | PSCV | 1 << 44 | 1 << 12, 0), is(Some(1), Some(1), None), "VMA-06");
+    assert_eq!(vma(GV | AV, at), is(Some(0), None, Some(page(0x1234_5000))), "VMA-07");
+    assert_eq!(vma(GV | AV | PSCV, at), is(Some(0), Some(0), Some(page(0x1234_5000))), "VMA-08");
+    assert_eq!(vma(AV, 0x3fff_ffff_ffff_fc00), is(None, None, Some(page(0xffff_ffff_ffff_f000))), "CMD-03, QCMD-13");
+    let non_leaf = Some(page(0x1234_5000).with_non_leaf(true));
+    assert_eq!(vma(AV | NL, at), is(None, None, non_leaf), "VMA-13");
+}
+
+#[test]
+fn gvma_operands_are_decoded() {
+    let is = |gscid, range| Ok(Command::IotinvalGvma(iotinval(gscid, None, range)));
+    assert_eq!(decode(GVMA, 0), is(None, None), "GVM-01");
+    assert_eq!(decode(GVMA | AV | NL, 0x3fff_ffff_ffff_fe00), is(None, None), "GVM-01");
+    assert_eq!(decode(GVMA | GV | 0x0fff_f000_0000_0000, 0), is(Some(0xffff), None), "GVM-02");
+    assert_eq!(decode(GVMA | GV | AV, 0x400), is(Some(0), Some(page(0x1000))), "GVM-03");
+    for low in [GVMA | PSCV, GVMA | PSCV | GV, GVMA | PSCV | GV | AV] {
+        assert_eq!(decode(low, 0), Err(Illegal), "CMD-06, QCMD-02: {low:#x}");
+    }
+}
+
+#[test]
+fn fence_operands_are_decoded() {
+    let fence = |store, wsi, pr, pw| Ok(Command::IofenceC(IofenceC { store, wsi, pr, pw }));
+    assert_eq!(decode(FENCE, 0), fence(None, false, false, false), "QCMD-03");
+    assert_eq!(decode(FENCE | PR, 0), fence(None, false, true, false), "CMD-08");
+    assert_eq!(decode(FENCE | PW, 0), fence(None, false, false, true), "CMD-08");
+    assert_eq!(decode(FENCE | WSI, 0), fence(None, true, false, false), "CMD-08");
+    let store = |at, data| fence(Some((Gpa::new(at), data)), false, false, false);
+    assert_eq!(decode(FENCE | AV | 0x8765_4321 << 32, 0x2000_0001), store(0x8000_0004, 0x8765_4321), "CMD-08");
+    // All 62 bits of the address, two of which the reference model loses.
+    assert_eq!(decode(FENCE | AV, 0x3fff_ffff_ffff_ffff), store(0xffff_ffff_ffff_fffc, 0), "DX-42");
+}
+
+#[test]
+fn directory_operands_are_decoded() {
+    let device = DeviceId::truncate;
+    assert_eq!(decode(INVAL_DDT, 0), Ok(Command::IodirInvalDdt(None)), "DIR-01");
+    assert_eq!(decode(INVAL_DDT | DV, 0), Ok(Command::IodirInvalDdt(Some(device(0)))), "DIR-02");
+    let low = INVAL_DDT | DV | 0xabcd_ef00_0000_0000;
+    assert_eq!(decode(low, 0), Ok(Command::IodirInvalDdt(Some(device(0xab_cdef)))), "CMD-10");
+    let pdt = |did, pid| Ok(Command::IodirInvalPdt(device(did), ProcessId::truncate(pid)));
+    assert_eq!(decode(INVAL_PDT | DV | 0xabcd_ef00_000f_f000, 0), pdt(0xab_cdef, 0xff), "CMD-10, DIR-03");
+    assert_eq!(decode(INVAL_PDT | 0x0000_0100_0000_1000, 0), Err(Illegal), "CMD-12, QCMD-05");
+    assert_eq!(decode(INVAL_PDT, 0), Err(Illegal), "CMD-12");
+}
+
+#[test]
+fn every_reserved_bit_is_illegal() {
+    let wide = Legality { capabilities: GUEST.capabilities.with_pd20(true), ..GUEST };
+    let cases: [(&str, u64, [u64; 2]); 6] = [
+        ("CMD-04, QCMD-01", VMA, [0xf000_0ff8_0000_0800, 0xc000_0000_0000_01ff]),
+        ("CMD-04, QCMD-01", VMA | GV | AV | PSCV, [0xf000_0ff8_0000_0800, 0xc000_0000_0000_01ff]),
+        ("CMD-04, QCMD-02", GVMA | GV, [0xf000_0ff8_0000_0800, 0xc000_0000_0000_01ff]),
+        ("CMD-08, QCMD-03", FENCE | AV, [0x0000_0000_ffff_c000, 0xc000_0000_0000_0000]),
+        // PID is reserved too (CMD-11).
+        ("CMD-10, CMD-11, QCMD-04", INVAL_DDT | DV, [0x0000_00fd_ffff_fc00, u64::MAX]),
+        ("CMD-10, QCMD-05", INVAL_PDT | DV, [0x0000_00fd_0000_0c00, u64::MAX]),
+    ];
+    for (rule, low, reserved) in cases {
+        assert!(decode_by(&wide, low, 0).is_ok(), "{low:#x}");
+        for bit in 10..128 {
+            let [mut words, mask] = [[low, 0], reserved];
+            let (word, bit) = (usize::from(bit >= 64), 1_u64 << (bit % 64));
+            words[word] ^= bit;
+            let [low, high] = words;
+            if mask[word] & bit != 0 {
+                assert_eq!(decode_by(&wide, low, high), Err(Illegal), "{rule}: {low:#x} {high:#x}");
+            } else if ![(GVMA | GV, PSCV), (INVAL_PDT | DV, DV)].contains(&(words[word] ^ bit, bit)) {
+                assert!(decode_by(&wide, low, high).is_ok(), "{rule}: {low:#x} {high:#x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_other_opcode_and_func3_is_illegal() {
+    let everything = Legality { capabilities: Capabilities::from_bits(u64::MAX), ..GUEST };
+    for head in 0..1 << 10 {
+        let known = [VMA, GVMA, FENCE, INVAL_DDT, INVAL_PDT].contains(&head);
+        // INVAL_PDT needs DV, which is a don't-care of a right kind elsewhere: GV, or DATA.
+        let decoded = decode_by(&everything, head | DV, 0);
+        assert_eq!(decoded.is_ok(), known, "CMD-01, QCMD-08, QCMD-09: {head:#x}");
+    }
+}
+
+#[test]
+fn operands_that_are_ignored_may_hold_anything() {
+    let pscid = 0xffff_f000;
+    let gscid = 0x0fff_f000_0000_0000;
+    let address = 0x3fff_ffff_ffff_fe00;
+    let vma = |operands| Ok(Command::IotinvalVma(operands));
+    let all = Ok(Command::IotinvalVma(Iotinval::ALL));
+    assert_eq!(decode(VMA | pscid, 0), all, "CMD-07");
+    assert_eq!(decode(VMA | gscid, 0), all, "CMD-07");
+    assert_eq!(decode(VMA | NL, address), all, "CMD-05, CMD-07, QCMD-10");
+    assert_eq!(decode(VMA | PSCV | NL | gscid, address), vma(iotinval(None, Some(0), None)), "CMD-07");
+    assert_eq!(decode(GVMA | pscid | gscid | AV | NL, address), Ok(Command::IotinvalGvma(Iotinval::ALL)), "CMD-07");
+    let fence = IofenceC { store: None, wsi: false, pr: false, pw: false };
+    let junk = 0x3fff_ffff_ffff_ffff;
+    assert_eq!(decode(FENCE | 0xffff_ffff << 32, junk), Ok(Command::IofenceC(fence)), "CQ-26, QCMD-10");
+    assert_eq!(decode(INVAL_DDT | 0xffff_ff00_0000_0000, 0), Ok(Command::IodirInvalDdt(None)), "CMD-11");
+    let one_level = Legality { mode: DdtpMode::Levels(1), ..GUEST };
+    assert!(decode_by(&one_level, INVAL_DDT | 0xffff_ff00_0000_0000, 0).is_ok(), "CMD-11, QCMD-10");
+}
+
+#[test]
+fn what_is_not_offered_is_illegal_whether_used_or_not() {
+    let with = |nl, s| Legality { capabilities: Capabilities::new().with_nl(nl).with_s(s), ..GUEST };
+    for (nl, s) in [(false, false), (false, true), (true, false), (true, true)] {
+        for low in [VMA, VMA | AV, GVMA, GVMA | GV | AV] {
+            assert_eq!(decode_by(&with(nl, s), low | NL, 0).is_ok(), nl, "CMD-04, CMD-05: {low:#x}");
+            assert_eq!(decode_by(&with(nl, s), low, S).is_ok(), s, "CMD-04, CMD-05: {low:#x}");
+        }
+    }
+    for low in [FENCE | WSI, FENCE | WSI | AV | PR | PW] {
+        assert_eq!(decode_by(&Legality { wsi: false, ..GUEST }, low, 0), Err(Illegal), "CMD-09");
+        assert!(decode_by(&GUEST, low, 0).is_ok(), "CMD-09");
+    }
+    let ats = Legality { capabilities: GUEST.capabilities.with_ats(false), ..GUEST };
+    for low in [0x004, 0x084] {
+        assert_eq!(decode_by(&ats, low, 0), Err(Illegal), "CMD-15, QCMD-06, QCMD-07");
+    }
+}
+
+#[test]
+fn a_device_id_must_fit_the_directory() {
+    let cases = [
+        (DdtpMode::Levels(1), false, 7),
+        (DdtpMode::Levels(2), false, 16),
+        (DdtpMode::Levels(3), false, 24),
+        (DdtpMode::Levels(1), true, 6),
+        (DdtpMode::Levels(2), true, 15),
+        (DdtpMode::Levels(3), true, 24),
+        // No width is defined.
+        (DdtpMode::Off, false, 24),
+        (DdtpMode::Bare, true, 24),
+    ];
+    for (mode, extended, width) in cases {
+        let legality = Legality { capabilities: Capabilities::new().with_msi_flat(extended), mode, ..GUEST };
+        for bit in 0..24_u64 {
+            for low in [INVAL_DDT | DV, INVAL_PDT | DV] {
+                let decoded = decode_by(&legality, low | 1 << (40 + bit), 0);
+                assert_eq!(decoded.is_ok(), bit < width, "CMD-13, QCMD-11, DX-40: {mode:?}, bit {bit}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_process_id_must_fit_the_widest_process_directory() {
+    let none = Capabilities::new();
+    let cases = [
+        (none, 8),
+        (none.with_pd8(true), 8),
+        (none.with_pd8(true).with_pd17(true), 17),
+        (none.with_pd17(true), 17),
+        (none.with_pd20(true), 20),
+        (none.with_pd8(true).with_pd17(true).with_pd20(true), 20),
+    ];
+    for (capabilities, width) in cases {
+        for bit in 0..20_u64 {
+            let decoded = decode_by(&Legality { capabilities, ..GUEST }, INVAL_PDT | DV | 1 << (12 + bit), 0);
+            assert_eq!(decoded.is_ok(), bit < width, "CMD-14, QCMD-12: {width} bits, bit {bit}");
+        }
+    }
+}
+
+#[test]
+fn the_lowest_zero_of_the_address_tells_the_size_of_the_range() {
+    // ADDR[63:12] is in bits 61:10 of the second word.
+    let named = |page_number: u64| range(page_number << 10 | S);
+    assert_eq!(range(0x12345 << 10), (0x1234_5000, 0x1234_5000), "one page without S");
+    assert_eq!(named(0x12344), (0x1234_4000, 0x1234_5000), "VMA-14: 8 KiB");
+    assert_eq!(named(0x12345), (0x1234_4000, 0x1234_7000), "VMA-14: 16 KiB");
+    assert_eq!(named(0x12343), (0x1234_0000, 0x1234_7000), "VMA-14: 32 KiB");
+    assert_eq!(named(0x120ff), (0x1200_0000, 0x121f_f000), "VMA-14: 2 MiB");
+    assert_eq!(named(0x7_ffff_ffff_ffff), (0, 0xffff_ffff_ffff_f000), "VMA-14, QCMD-14: the whole space");
+    assert_eq!(named(0x3_ffff_ffff_ffff), (0, 0x7fff_ffff_ffff_f000), "VMA-14: half of it");
+    assert_eq!(named(0xb_ffff_ffff_ffff), (0x8000_0000_0000_0000, 0xffff_ffff_ffff_f000), "VMA-14: the other half");
+    assert_eq!(named(0xf_ffff_ffff_ffff), (0, 0xffff_ffff_ffff_f000), "VMA-14, QCMD-14: all ones, everything");
+    for log2 in 1..52 {
+        let ones = (1 << (log2 - 1)) - 1;
+        assert_eq!(named(ones), (0, (1 << log2 << 12) - 0x1000), "VMA-14: 2^{log2} pages");
+    }
+    let non_leaf = decode(VMA | AV | NL, 1 << 10 | S);
+    let range = PageRange::covering(Iova::new(0), Iova::new(0x3000)).with_non_leaf(true);
+    assert_eq!(non_leaf, Ok(Command::IotinvalVma(iotinval(None, None, Some(range)))), "VMA-14: NL is for the range");
+}
+
+#[test]
+fn commands_are_encoded_as_the_figures_say() {
+    let cases: [(Command, [u64; 2]); 9] = [
+        (Command::IotinvalVma(Iotinval::ALL), [0x001, 0]),
+        (
+            Command::IotinvalVma(iotinval(Some(0xabcd), Some(0x1_2345), Some(page(0x1234_5678)))),
+            [0x0abc_d003_1234_5401, 0x048d_1400],
+        ),
+        (Command::IotinvalGvma(iotinval(Some(1), None, None)), [0x0000_1002_0000_0081, 0]),
+        (
+            Command::IotinvalVma(iotinval(
+                None,
+                None,
+                Some(PageRange::covering(Iova::new(0x5000), Iova::new(0x6fff)).with_non_leaf(true)),
+            )),
+            // 16 KiB at 0x4000: page number 0b101.
+            [0x0000_0004_0000_0401, 5 << 10 | S],
+        ),
+        (
+            Command::IofenceC(IofenceC { store: Some((Gpa::new(0x8000_0004), 7)), wsi: true, pr: true, pw: true }),
+            [0x0000_0007_0000_3c02, 0x2000_0001],
+        ),
+        (Command::IofenceC(IofenceC::READS_AND_WRITES), [0x3002, 0]),
+        (Command::IodirInvalDdt(None), [0x003, 0]),
+        (Command::IodirInvalDdt(Some(DeviceId::truncate(0xab_cdef))), [0xabcd_ef02_0000_0003, 0]),
+        (Command::IodirInvalPdt(DeviceId::truncate(1), ProcessId::truncate(0xf_ffff)), [0x0000_0102_ffff_f083, 0]),
+    ];
+    for (command, [low, high]) in cases {
+        assert_eq!(command.encode(), RawCommand { low, high }, "CMD-03, CMD-08, CMD-10: {command:?}");
+    }
+}
+
+/// Random commands of which about half are legal: heads that exist, operands anywhere, sometimes a reserved bit.
+fn commands() -> impl Strategy<Value = [u64; 2]> {
+    let operands = [
+        (VMA, [0x0fff_f007_ffff_f400, 0x3fff_ffff_ffff_fe00]),
+        (GVMA, [0x0fff_f006_ffff_f400, 0x3fff_ffff_ffff_fe00]),
+        (FENCE, [0xffff_ffff_0000_3c00, 0x3fff_ffff_ffff_ffff]),
+        (INVAL_DDT, [0xffff_ff02_0000_0000, 0]),
+        (INVAL_PDT, [0xffff_ff02_ffff_f000, 0]),
+    ];
+    let stray = prop::option::weighted(0.25, 0..128_u32);
+    (prop::sample::select(operands.to_vec()), any::<[u64; 4]>(), stray).prop_map(|((head, masks), words, stray)| {
+        // Few zeros, so that ranges of every size come up.
+        let mut words = [head | words[0] & masks[0], (words[1] | words[2] | words[3]) & masks[1]];
+        if let Some(bit) = stray {
+            words[usize::from(bit >= 64)] ^= 1 << (bit & 63);
+        }
+        words
+    })
+}
+
+/// The smallest naturally aligned power of two of pages that holds both, by trying them all.
+fn smallest_range(first: u64, last: u64) -> (u64, u64) {
+    let sizes: Vec<u64> = (0..=52).rev().map(|shift| u64::MAX >> shift).collect();
+    let within = sizes.into_iter().find(|within| first & !within == last & !within).unwrap();
+    (first & !within, (last | within) & !0xfff)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    #[test]
+    fn a_decoded_command_survives_encoding([low, high] in commands(), mode in 0..5_u8) {
+        let capabilities = GUEST.capabilities.with_pd20(true);
+        let legality = Legality { capabilities, mode: DdtpMode::decode(mode).unwrap(), ..GUEST };
+        if let Ok(command) = decode_by(&legality, low, high) {
+            let RawCommand { low, high } = command.encode();
+            prop_assert_eq!(decode_by(&legality, low, high), Ok(command));
+        }
+    }
+
+    #[test]
+    fn no_command_panics(low: u64, high: u64, caps: u64, wsi: bool, mode in 0..5_u8) {
+        let capabilities = Capabilities::from_bits(caps);
+        let legality = Legality { capabilities, wsi, mode: DdtpMode::decode(mode).unwrap() };
+        let _ = decode_by(&legality, low, high);
+    }
+
+    #[test]
+    fn a_covering_range_is_the_smallest_there_is(first: u64, differ: u64, shift in 0..64_u32) {
+        let last = first ^ differ >> shift;
+        let range = PageRange::covering(Iova::new(first), Iova::new(last));
+        prop_assert_eq!((range.first().get(), range.last().get()), smallest_range(first, last));
+        prop_assert!(!range.non_leaf());
+        let command = Command::IotinvalVma(iotinval(None, None, Some(range)));
+        let RawCommand { low, high } = command.encode();
+        prop_assert_eq!(decode(low, high), Ok(command), "VMA-14");
+    }
+}
