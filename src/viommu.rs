@@ -267,7 +267,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
     pub fn report_lost(&mut self, count: u64) -> Progress {
         self.stats.faults_lost = self.stats.faults_lost.wrapping_add(count);
         let csr = self.registers.fqcsr();
-        if count != 0 && csr.fqon() {
+        if count != 0 && csr.fqon() && !csr.fqmf() {
             self.registers.set_fqcsr(csr.with_fqof(true));
             self.finish();
         }

@@ -300,6 +300,20 @@ fn clearing_one_pending_bit_leaves_the_other() {
     assert_eq!((guest.read(IPSR), guest.messages()), (CIP, vec![]), "ATTR-03, REG-IPSR-10");
 }
 
+#[test]
+fn two_causes_that_rise_at_once_send_a_message_each() {
+    let mut guest = Guest::with_messages().enabled();
+    guest.stop();
+    guest.overflow();
+    assert_eq!(guest.messages(), [message(1), message(2)], "IRQ-07");
+    guest.write(IPSR, CIP | FIP);
+    assert_eq!((guest.read(IPSR), guest.messages()), (CIP | FIP, vec![message(1), message(2)]), "IRQ-08");
+    // The first of them fails: the second goes out all the same.
+    guest.write(entry(1), NOWHERE.get());
+    guest.write(IPSR, CIP | FIP);
+    assert_eq!((guest.read(IPSR), guest.messages()), (CIP | FIP, vec![message(2)]), "IRQ-08, IRQ-14");
+}
+
 // Messages.
 
 #[test]

@@ -39,7 +39,8 @@ mod through_blocked {
 
     #[test]
     fn up_to_four_blocked_states_are_gone_through_and_a_fifth_is_a_refusal() {
-        for (blocked, live, health) in [(2, "B/2", Health::Good), (4, "B/2", Health::Good), (5, "Blocked", Health::Degraded)]
+        for (blocked, live, health) in
+            [(2, "B/2", Health::Good), (4, "B/2", Health::Good), (5, "Blocked", Health::Degraded)]
         {
             let mut rig = Rig::new().translating();
             (0..blocked).for_each(|_| rig.physical.answer_next_set_context(Ok(Applied::Blocked)));
@@ -224,6 +225,46 @@ mod contexts {
     }
 
     #[test]
+    fn what_is_held_does_not_go_out_before_blocked() {
+        let mut rig = Rig::new().translating();
+        let _ = rig.ring([Iotinval::ALL.pscid(pscid(9)).vma()]);
+        rig.directory.set(id(0), &rig.b.context(pscid(2)));
+        rig.physical.answer_next_set_context(Err(REFUSED));
+        (0..4).for_each(|_| rig.physical.answer_next_set_context(Err(BUSY)));
+        assert_eq!(rig.ring([inval_ddt(None)]), Progress::Waiting);
+        let _ = rig.iommu.write(register::CQCSR, Width::U32, 0);
+        assert_eq!(rig.orders_once(), ["0=B/2 Refused(0)", "0=Blocked Busy"], "T39");
+    }
+
+    #[test]
+    fn a_refused_context_is_not_tried_again_for_a_fault() {
+        let mut rig = Rig::new();
+        rig.directory.set(id(0), &rig.a.context(pscid(1)));
+        let _ = rig.enter();
+        rig.physical.answer_next_set_context(Ok(Applied::Switched));
+        rig.physical.answer_next_set_context(Err(REFUSED));
+        let (attachment, _) = rig.attach(0);
+        assert!(rig.fence());
+        let _ = rig.orders();
+        let fault = HostFault::new(Cause::ReadGuestPageFault, TransactionType::UntranslatedRead, nesting_rig::IOVA);
+        assert_eq!(rig.iommu.report_fault(attachment, &fault), Progress::Idle);
+        assert!(rig.orders().is_empty() && rig.records().is_empty(), "T22");
+        assert_eq!(rig.context(0), "Blocked");
+    }
+
+    #[test]
+    fn a_fence_that_completes_after_the_failure_does_not_let_the_guest_go_on() {
+        let mut rig = Rig::new().translating();
+        rig.physical.set_pending(true);
+        assert!(!rig.fence());
+        rig.directory.set(id(0), &rig.b.context(pscid(2)));
+        rig.physical.answer_next_set_context(Err(FATAL));
+        assert_eq!(rig.iommu.resync(id(0)), Progress::Waiting);
+        let _ = rig.complete();
+        assert_eq!((rig.passed(), rig.iommu.health()), (false, Health::Failed));
+    }
+
+    #[test]
     fn fatal_blocks_every_device_and_ends_all_orders_until_the_reset() {
         for (answers, orders) in [
             (vec![Err(FATAL)], &["0=B/2 Fatal", "0=Blocked", "1=Blocked"][..]),
@@ -236,7 +277,9 @@ mod contexts {
             let _ = rig.attach(1);
             assert!(rig.fence());
             let _ = rig.orders();
-            answers.into_iter().for_each(|answer| rig.physical.answer_next_set_context(answer));
+            for answer in answers {
+                rig.physical.answer_next_set_context(answer);
+            }
             assert_eq!(to_b(&mut rig), Progress::Waiting);
             assert_eq!(rig.orders(), orders);
             failed_until_reset(&mut rig);
@@ -269,11 +312,8 @@ mod contexts {
     #[test]
     fn a_fence_that_fails_fails_the_vm() {
         type Answer = Result<Completion, OrderError>;
-        let answers: [(Answer, &str); 3] = [
-            (Err(REFUSED), "fence Refused(0)"),
-            (Err(FATAL), "fence Fatal"),
-            (Ok(Completion::Pending), "fence.."),
-        ];
+        let answers: [(Answer, &str); 3] =
+            [(Err(REFUSED), "fence Refused(0)"), (Err(FATAL), "fence Fatal"), (Ok(Completion::Pending), "fence..")];
         for (answer, text) in answers {
             let mut rig = Rig::new().translating();
             rig.directory.set(id(1), &rig.a.context(pscid(1)));

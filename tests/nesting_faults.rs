@@ -1,5 +1,7 @@
 //! What the guest is shown of a fault of the physical IOMMU (rules VT-02 to VT-07, UPD-06; threat T22).
 
+#![expect(clippy::unwrap_used, reason = "a script that can not be set up fails")]
+
 mod nesting_rig;
 
 use nesting_rig::{BARE, FENCE, IOVA, OFF, Rig, id, pscid};
@@ -199,7 +201,9 @@ fn what_concerns_the_host_alone_is_no_fault_of_a_device() {
         head: FaultHead::new().with_cause(cause).with_ttyp(ttyp),
         ..FaultRecord::default()
     };
-    for (cause, ttyp) in [(256, 2), (272, 2), (273, 0), (273, 2), (13, 0), (13, 4), (13, 10), (2, 2), (275, 2), (4095, 2)] {
+    for (cause, ttyp) in
+        [(256, 2), (272, 2), (273, 0), (273, 2), (13, 0), (13, 4), (13, 10), (2, 2), (275, 2), (4095, 2)]
+    {
         assert_eq!(HostFault::from_record(&record(cause, ttyp), Quirks::default()), None, "VT-02: {cause}, {ttyp}");
     }
     let seen = (0..4096).filter(|&cause| HostFault::from_record(&record(cause, 2), Quirks::default()).is_some());
@@ -216,10 +220,19 @@ fn a_record_is_taken_over_field_by_field_and_quirks_are_set_right() {
     assert_eq!(HostFault::from_record(&record(15), quiet), Some(read.with_process(process, true)));
     let write = HostFault::new(WritePageFault, Write, Iova::new(0x5000));
     assert_eq!(HostFault::from_record(&record(15), all), Some(write));
-    for (cause, access) in
-        [(1, Execute), (12, Execute), (20, Execute), (4, Read), (5, Read), (13, Read), (21, Read), (6, Write), (7, Write)]
-            .into_iter()
-            .chain([(15, Write), (23, Write), (258, Read), (260, Read), (274, Read)])
+    for (cause, access) in [
+        (1, Execute),
+        (12, Execute),
+        (20, Execute),
+        (4, Read),
+        (5, Read),
+        (13, Read),
+        (21, Read),
+        (6, Write),
+        (7, Write),
+    ]
+    .into_iter()
+    .chain([(15, Write), (23, Write), (258, Read), (260, Read), (274, Read)])
     {
         let fault = HostFault::from_record(&record(cause), all).unwrap();
         assert_eq!((fault.access, fault.process, fault.privileged), (access, None, false), "{cause}");

@@ -1154,7 +1154,7 @@ fn any_guest(kinds: InterruptKinds) -> (Rig, Attachment) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_mirror_shows_what_a_trapped_read_does_after_anything(

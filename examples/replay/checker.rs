@@ -3,6 +3,7 @@
 //! It follows the guest's register writes and reads its queue and directory in memory. A command becomes visible with
 //! the doorbell that uncovers it; when `cqh` has passed a fence, the orders given since every command before it became
 //! visible must cover that command, and a fence after them must be complete.
+//! It knows one device, and guests that keep their structures little-endian, as Linux does.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -73,6 +74,7 @@ pub(crate) struct Checker {
 /// `cqcsr` and `ddtp` bits.
 const CQON: u64 = 1 << 16;
 const CQ_BUSY: u64 = 1 << 17;
+const CQMF: u64 = 1 << 8;
 const CMD_ILL: u64 = 1 << 10;
 const DDTP_BUSY: u64 = 1 << 4;
 
@@ -151,10 +153,7 @@ impl Checker {
         if now.cqcsr & CQON != 0 {
             self.pass(now.cqh.wrapping_sub(head) & self.index_mask());
         }
-        let illegal = matches!(self.ring.front(), Some(Asked { command: Command::Illegal, .. }));
-        if now.cqcsr & !self.seen.cqcsr & CMD_ILL != 0 && !illegal {
-            self.blame("a legal command is called illegal");
-        }
+        self.check_stop(now.cqcsr & !self.seen.cqcsr);
         self.seen = now;
         if now.ddtp & DDTP_BUSY == 0 {
             self.check_ddtp();
@@ -167,7 +166,7 @@ impl Checker {
         if set > self.rest && context != self.says() {
             self.blame(format!("the device is left {context}, its directory says {}", self.says()));
         }
-        if !self.ring.is_empty() && self.seen.cqcsr & CMD_ILL == 0 {
+        if !self.ring.is_empty() && self.seen.cqcsr & (CMD_ILL | CQMF) == 0 {
             self.blame(format!("{} commands are left, cqcsr {:x}", self.ring.len(), self.seen.cqcsr));
         }
         if self.seen.cqcsr & CQ_BUSY != 0 || self.ddtp_written.is_some() {
@@ -294,6 +293,19 @@ impl Checker {
                     }
                 }
             }
+        }
+    }
+
+    /// The queue stops, with these bits of `cqcsr`, for a reason: all of memory can be written, but PAS (37:32) bounds it.
+    fn check_stop(&mut self, bits: u64) {
+        let pas = self.capabilities >> 32 & 0x3f;
+        let (illegal, unreachable) = match self.ring.front().map(|asked| asked.command) {
+            Some(Command::Illegal) => (true, false),
+            Some(Command::Fence { store: Some((to, _)), .. }) => (false, to >> pas != 0),
+            _ => (false, false),
+        };
+        if (bits & CMD_ILL != 0 && !illegal) || (bits & CQMF != 0 && !unreachable) {
+            self.blame("the queue stops for no reason");
         }
     }
 

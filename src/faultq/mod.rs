@@ -101,6 +101,8 @@ impl FaultQueue {
         let (head, tail) = (registers.fqh(), registers.fqt());
         let unread = ring.len(head, tail) != 0;
         if unread && self.last.is_some_and(|last| is_same(&last, &record)) {
+            // The guest may have asked for interrupts since the record was written.
+            signals.fault_recorded(registers);
             return Recorded::Coalesced;
         }
         if ring.is_full(head, tail) {
@@ -135,7 +137,11 @@ fn record(fault: Fault, origin: &Origin) -> FaultRecord {
     FaultRecord { head, custom: 0, iotval: iova.get(), iotval2: fault.iotval2 }
 }
 
-/// Whether two records say the same of one page.
+/// Whether two records say the same of one page; where iotval is no IOVA, of exactly the same.
 fn is_same(a: &FaultRecord, b: &FaultRecord) -> bool {
-    a.head == b.head && Iova::new(a.iotval).page() == Iova::new(b.iotval).page() && a.iotval2 == b.iotval2
+    let place = |record: &FaultRecord| match TransactionType::decode(record.head.ttyp()) {
+        None | Some(TransactionType::MessageRequest) => record.iotval,
+        Some(_) => Iova::new(record.iotval).page().get(),
+    };
+    a.head == b.head && place(a) == place(b) && a.iotval2 == b.iotval2
 }

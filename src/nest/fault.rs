@@ -7,7 +7,7 @@ use crate::regs::file::Registers;
 
 use super::Nest;
 use super::context::Reading;
-use super::slot::{Attachment, Phase};
+use super::slot::{Attachment, Phase, Reread, Step};
 
 /// What to do with a host fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +38,21 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         };
         let HostFault { cause: _, access, process, privileged, iova } = *fault;
         let origin = Origin { device: slot.id, access, process, privileged, iova };
-        if let (Some(shown), false) = (shown_as(fault), matches!(slot.live, None | Some(Context::Blocked))) {
-            return Verdict::Report { fault: Fault::new(shown), origin, dtf: slot.dtf };
+        // While a change is not final, the host's own structures may be those of a blocked state on the way.
+        let open = !matches!(slot.live, None | Some(Context::Blocked));
+        let is_final = match slot.step {
+            Step::Final => true,
+            Step::Unfenced => false,
+            Step::Fenced(ticket) => ticket <= self.completed,
+        };
+        match shown_as(fault) {
+            Shown::Guests(cause) if open => {
+                return Verdict::Report { fault: Fault::new(cause), origin, dtf: slot.dtf };
+            }
+            Shown::Hosts(cause) if open && is_final => {
+                return Verdict::Report { fault: Fault::new(cause), origin, dtf: slot.dtf };
+            }
+            _ => {}
         }
         // Hardware refused the transaction by its context. Whether the guest's own registers and directory refuse it
         // too decides what the guest is shown, whatever cause the host's context gave it (rule VT-04).
@@ -47,16 +60,24 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         if let Some(fault) = reading.refuses(access, process.is_some()) {
             return Verdict::Report { fault, origin, dtf: reading.dtf() };
         }
-        slot.stale = true;
+        slot.stale = slot.stale.max(Some(Reread::Unasked));
         Verdict::Reread
     }
 }
 
-/// What a fault past the context lookup is to a guest that has no second stage of its own; `None` for a fault of the
-/// lookup itself.
-const fn shown_as(fault: &HostFault) -> Option<Cause> {
+/// What a fault is to a guest that has no second stage of its own.
+enum Shown {
+    /// A fault of the guest's structures, shown as it is.
+    Guests(Cause),
+    /// A fault of the host's second stage or MSI tables, shown as an access that reaches nothing.
+    Hosts(Cause),
+    /// A fault of the context lookup.
+    Lookup,
+}
+
+const fn shown_as(fault: &HostFault) -> Shown {
     match fault.cause {
-        // Guest structures, shown as they are (rule VT-03).
+        // Rule VT-03.
         Cause::InstructionPageFault
         | Cause::ReadPageFault
         | Cause::WritePageFault
@@ -65,8 +86,8 @@ const fn shown_as(fault: &HostFault) -> Option<Cause> {
         | Cause::WriteAccessFault
         | Cause::ReadMisaligned
         | Cause::WriteMisaligned
-        | Cause::PtDataCorruption => Some(fault.cause),
-        // The host's second stage and MSI tables: an access that reaches nothing (rules VT-05, VT-06).
+        | Cause::PtDataCorruption => Shown::Guests(fault.cause),
+        // Rules VT-05, VT-06.
         Cause::InstructionGuestPageFault
         | Cause::ReadGuestPageFault
         | Cause::WriteGuestPageFault
@@ -75,7 +96,7 @@ const fn shown_as(fault: &HostFault) -> Option<Cause> {
         | Cause::MsiPteMisconfigured
         | Cause::MrifAccessFault
         | Cause::MsiPtDataCorruption
-        | Cause::MrifDataCorruption => Some(fault.access.access_fault()),
-        _ => None,
+        | Cause::MrifDataCorruption => Shown::Hosts(fault.access.access_fault()),
+        _ => Shown::Lookup,
     }
 }

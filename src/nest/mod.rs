@@ -16,12 +16,12 @@ use heapless::Vec;
 
 use crate::backend::{Backend, Ticket};
 use crate::config::mismatch;
-use crate::error::{AttachError, DetachError};
+use crate::error::{AttachError, DetachError, OrderError};
 use crate::id::DeviceId;
 use crate::regs::Capabilities;
 
 use batch::Batch;
-use slot::{Phase, Slot};
+use slot::{Phase, Reread, Slot};
 
 pub(crate) use fault::Verdict;
 pub(crate) use order::Barrier;
@@ -59,6 +59,9 @@ pub(crate) struct Nest<D, const DEVICES: usize, const BATCH: usize> {
     completed: Ticket,
     /// An ATS invalidation timed out and no guest fence has said so yet.
     timed_out: bool,
+    /// Timeouts are the guest's from the fences after this one on; `None` until one is issued after a reset, which
+    /// covers what was ordered before.
+    told_after: Option<Ticket>,
     health: Health,
     /// An invalidation was refused for good: nothing is unblocked until the reset.
     locked: bool,
@@ -81,6 +84,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             issued: Ticket::FIRST,
             completed: Ticket::FIRST,
             timed_out: false,
+            told_after: Some(Ticket::FIRST),
             health: Health::Good,
             locked: false,
             residue: Residue::None,
@@ -113,7 +117,15 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         if self.slots.is_full() {
             return Err(AttachError::Full);
         }
-        let host = backend.adopt(device).map_err(AttachError::Host)?;
+        let host = match backend.adopt(device) {
+            Ok(host) => host,
+            Err(error) => {
+                if error == OrderError::Fatal {
+                    self.fail(backend);
+                }
+                return Err(AttachError::Host(error));
+            }
+        };
         self.generations = self.generations.wrapping_add(1);
         let slot = Slot::new(id, device, self.generations);
         let attachment = slot.attachment();
@@ -157,6 +169,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             issued: _,
             completed: _,
             timed_out,
+            told_after,
             health,
             locked,
             residue: _,
@@ -164,6 +177,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             probed,
         } = self;
         *timed_out = false;
+        *told_after = None;
         *health = Health::Good;
         *locked = false;
         *probed = 0;
@@ -175,25 +189,21 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
     /// `IODIR.INVAL_DDT`: hardware forgets the device's entries, and its context is read again.
     pub(crate) fn name(&mut self, id: Option<DeviceId>) {
         for slot in self.slots.iter_mut().filter(|slot| id.is_none_or(|id| slot.id == id)) {
-            slot.stale = true;
-            slot.named = true;
-            slot.refused = false;
+            slot.reread(Reread::Named);
         }
     }
 
     /// Reads every context again: the directory is another one.
     pub(crate) fn reread_all(&mut self) {
         for slot in &mut self.slots {
-            slot.stale = true;
-            slot.refused = false;
+            slot.reread(Reread::Directory);
         }
     }
 
     /// Reads the context of one device again.
     pub(crate) fn reread(&mut self, id: DeviceId) {
         for slot in self.slots.iter_mut().filter(|slot| slot.id == id) {
-            slot.stale = true;
-            slot.refused = false;
+            slot.reread(Reread::Unasked);
         }
     }
 
@@ -204,7 +214,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         for turn in 0..count {
             let index = self.probed.wrapping_add(turn).checked_rem(count).unwrap_or(0);
             if let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.not_valid) {
-                slot.stale = true;
+                slot.reread(Reread::Unasked);
                 self.probed = index.wrapping_add(1);
                 return;
             }

@@ -5,6 +5,7 @@ use crate::error::OrderError;
 use crate::progress::{Budget, Progress};
 use crate::regs::file::Registers;
 
+use super::slot::Step;
 use super::{Health, Nest, Residue, Stalled};
 
 /// A fence that somebody waits for.
@@ -21,18 +22,24 @@ impl Barrier {
 }
 
 impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BATCH> {
-    /// Takes an invalidation of first-stage translations in, unless there is nothing it could find.
+    /// Takes an invalidation of first-stage translations in, unless there is nothing it could find, or every device is
+    /// blocked until the reset.
     pub(crate) fn invalidate<P: PhysicalIommu<Device = D>>(
         &mut self,
         order: Invalidation<D>,
         physical: &mut P,
     ) -> Result<(), Progress> {
-        if self.residue == Residue::None || self.batch.push(order) {
+        if self.residue == Residue::None || self.locked || self.batch.push(order) {
             return Ok(());
         }
-        self.flush(physical).map_err(|Stalled| Progress::Waiting)?;
-        self.batch.push(order);
-        Ok(())
+        match self.flush(physical) {
+            Ok(()) => {
+                self.batch.push(order);
+                Ok(())
+            }
+            Err(Stalled) if self.locked => Ok(()),
+            Err(Stalled) => Err(Progress::Waiting),
+        }
     }
 
     /// Lets what is held go out.
@@ -50,16 +57,18 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         budget: &mut Budget,
     ) -> Result<(), Progress> {
         if barrier.ticket.is_none() {
-            match self.settle(registers, backend, budget) {
-                Progress::Idle => {}
-                progress => return Err(progress),
+            let ready = match self.settle(registers, backend, budget) {
+                Progress::Idle => self.flush(backend).map_err(|Stalled| Progress::Waiting),
+                progress => Err(progress),
+            };
+            if let (Err(progress), false) = (ready, self.is_locked_up()) {
+                return Err(progress);
             }
             if self.slots.is_empty() {
                 // No device: hardware has nothing to finish for this VM.
                 return Ok(());
             }
-            let issued = self.flush(backend).and_then(|()| self.issue_fence(barrier.scope, backend));
-            barrier.ticket = issued.ok();
+            barrier.ticket = self.issue_fence(barrier.scope, backend).ok();
         }
         let complete = barrier.ticket.is_some_and(|ticket| ticket <= self.completed);
         if complete && self.health != Health::Failed { Ok(()) } else { Err(Progress::Waiting) }
@@ -78,7 +87,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         match outcome {
             FenceOutcome::Complete => self.complete(ticket),
             FenceOutcome::AtsTimeout => {
-                self.timed_out = true;
+                self.timed_out |= self.told_after.is_some_and(|reset| ticket > reset);
                 self.complete(ticket);
             }
             FenceOutcome::Failed => self.fail(physical),
@@ -115,8 +124,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
                 // Part of it may be done: all of it again, once, as one that covers everything.
                 Err(OrderError::Refused { .. }) if !self.batch.is_widest() => self.batch.widen(),
                 Err(OrderError::Refused { .. }) => {
-                    self.batch.clear();
-                    return self.lock(physical);
+                    self.lock(physical);
+                    return Err(Stalled);
                 }
                 Err(OrderError::Fatal) => {
                     self.fail(physical);
@@ -140,9 +149,16 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         self.issued = ticket;
         match physical.fence(ticket, scope) {
             Ok(completion) => {
-                let quiet = self.slots.iter().all(|slot| slot.live == Some(Context::Blocked) && !slot.owed);
-                if quiet && !self.locked && scope == FenceScope::ALL && self.residue == Residue::Some {
+                self.told_after.get_or_insert(ticket);
+                let all = scope == FenceScope::ALL;
+                if all && self.residue == Residue::Some && self.slots.iter().all(|slot| slot.is_blocked() && !slot.owed)
+                {
                     self.residue = Residue::GoneAfter(ticket);
+                }
+                for slot in self.slots.iter_mut().filter(|slot| slot.step == Step::Unfenced && !slot.owed) {
+                    if all || !slot.hold {
+                        slot.step = Step::Fenced(ticket);
+                    }
                 }
                 if completion == Completion::Done {
                     self.complete(ticket);
@@ -158,16 +174,31 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         }
     }
 
-    /// Caches can no longer be told to forget: every device is blocked until the reset.
-    fn lock<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) -> Result<(), Stalled> {
-        log::warn!("the physical IOMMU refused to invalidate; every device of this VM is blocked");
-        self.health = Health::Degraded;
-        self.locked = true;
-        for slot in &mut self.slots {
-            slot.wanted = Context::Blocked;
-            slot.live = None;
+    /// Caches can no longer be told to forget: every device is blocked until the reset. Those that leave still need an
+    /// invalidation, and keep asking for one.
+    fn lock<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) {
+        if !self.locked {
+            log::warn!("the physical IOMMU refused to invalidate; every device of this VM is blocked");
+            self.health = Health::Degraded;
+            self.locked = true;
+            for slot in &mut self.slots {
+                slot.wanted = Context::Blocked;
+                if !slot.is_blocked() {
+                    slot.live = None;
+                }
+            }
+            // Where that has to wait, it comes before the next order.
+            let _ = self.block_unknown(physical);
         }
-        self.block_unknown(physical)
+        self.batch.clear();
+        for slot in &mut self.slots {
+            slot.owed = true;
+        }
+    }
+
+    /// Whether the reset is all there is to wait for: nothing the guest ordered can be reached by a device.
+    fn is_locked_up(&self) -> bool {
+        self.locked && self.slots.iter().all(super::Slot::is_blocked)
     }
 
     /// The physical side failed: one attempt to block every device, and no further order.

@@ -6,16 +6,16 @@ use crate::progress::{Budget, Progress};
 use crate::regs::file::Registers;
 
 use super::context::Reading;
-use super::slot::{Phase, Step};
+use super::slot::{Phase, Reread, Step};
 use super::{Health, Nest, Residue, Stalled};
 
 /// Most blocked states a host may go through on the way to one context. Two do for any (UPD-07); the bound keeps a host
 /// that never arrives from keeping the guest's fence for ever.
-const MAX_STEPS: u8 = 4;
+const MAX_DETOURS: u8 = 4;
 
 impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BATCH> {
     /// Does what can be done now. `Idle`: every context read is in force, or blocked, and its invalidation is in the
-    /// batch.
+    /// batch; where the guest did not ask for it, it is fenced too.
     pub(crate) fn settle<B: Backend<Device = D>>(
         &mut self,
         registers: &Registers,
@@ -53,19 +53,20 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         let Some(slot) = self.slots.get_mut(index) else {
             return Ok(Progress::Idle);
         };
-        if slot.stale && slot.phase == Phase::Live && !self.locked {
+        if let (Some(why), Phase::Live, false) = (slot.stale, slot.phase, self.locked) {
             if !budget.take() {
                 return Ok(Progress::Runnable);
             }
             let reading = Reading::take(registers, backend, slot.id);
-            slot.stale = false;
+            slot.stale = None;
+            slot.unasked = why == Reread::Unasked;
+            slot.owed |= why == Reread::Named;
             slot.not_valid = reading.is_not_valid();
             slot.dtf = reading.dtf();
-            slot.owed |= core::mem::take(&mut slot.named);
             let wanted = if slot.refused { Context::Blocked } else { reading.context() };
             if slot.wanted != wanted {
                 slot.wanted = wanted;
-                slot.steps = 0;
+                slot.detours = 0;
             }
         }
         let progress = self.apply(index, backend)?;
@@ -78,29 +79,27 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         let Some(slot) = self.slots.get_mut(index) else {
             return Ok(Progress::Idle);
         };
-        if slot.step != Step::None || slot.live == Some(slot.wanted) {
+        if slot.hold || slot.live == Some(slot.wanted) {
             return Ok(Progress::Idle);
         }
-        if slot.wanted != Context::Blocked {
+        let opens = slot.wanted != Context::Blocked;
+        if opens {
             self.residue = Residue::Some;
         }
         match physical.set_context(slot.device, &slot.wanted) {
-            // To be called again after an invalidation and a fence.
-            Ok(Applied::Blocked) if slot.wanted != Context::Blocked && slot.steps < MAX_STEPS => {
-                slot.live = Some(Context::Blocked);
-                slot.steps = slot.steps.saturating_add(1);
-                slot.owed = true;
-            }
-            Ok(Applied::Blocked) if slot.wanted != Context::Blocked => {
-                log::debug!("the physical IOMMU does not get to a context");
-                slot.live = Some(Context::Blocked);
-                slot.refuse();
-                self.health = self.health.max(Health::Degraded);
+            Ok(Applied::Blocked) if opens => {
+                // To be called again after an invalidation and a fence.
+                slot.changed(Context::Blocked, true);
+                slot.detours = slot.detours.saturating_add(1);
+                if slot.detours > MAX_DETOURS {
+                    log::debug!("the physical IOMMU does not get to a context");
+                    slot.refuse();
+                    self.health = self.health.max(Health::Degraded);
+                }
             }
             Ok(_) => {
-                slot.live = Some(slot.wanted);
-                slot.steps = 0;
-                slot.owed = true;
+                slot.changed(slot.wanted, slot.unasked);
+                slot.detours = 0;
             }
             Err(OrderError::Busy) => return Ok(Progress::Waiting),
             Err(OrderError::Refused { .. }) => {
@@ -125,10 +124,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         }
         for slot in self.slots.iter_mut().filter(|slot| slot.live.is_none()) {
             match physical.set_context(slot.device, &Context::Blocked) {
-                Ok(_) => {
-                    slot.live = Some(Context::Blocked);
-                    slot.owed = true;
-                }
+                Ok(_) => slot.changed(Context::Blocked, false),
                 Err(OrderError::Busy) => return Err(Stalled),
                 // Blocking must always work.
                 Err(OrderError::Refused { .. } | OrderError::Fatal) => {
@@ -140,63 +136,57 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         Ok(())
     }
 
-    /// Puts the invalidation a slot owes into the batch; then a slot on its way in, out or through needs a fence.
+    /// Puts the invalidation a slot owes into the batch.
     fn order_owed<P: PhysicalIommu<Device = D>>(&mut self, index: usize, physical: &mut P) -> Result<(), Stalled> {
         let Some(slot) = self.slots.get_mut(index) else {
             return Ok(());
         };
-        // Locked, an invalidation would be refused again: devices stay blocked where they are.
-        if self.locked {
-            slot.owed = false;
-            return Ok(());
-        }
-        if slot.owed {
+        // Locked, the device stays blocked: nothing is promised of its entries until it leaves or the reset.
+        if slot.owed && (!self.locked || slot.phase == Phase::Leaving) {
             let order = Invalidation::Device(slot.device);
             if !self.batch.push(order) {
                 self.flush(physical)?;
                 self.batch.push(order);
             }
-        }
-        if let Some(slot) = self.slots.get_mut(index) {
-            slot.owed = false;
-            if slot.step == Step::None && (slot.phase != Phase::Live || slot.steps != 0) {
-                slot.step = Step::Unfenced;
+            if let Some(slot) = self.slots.get_mut(index) {
+                slot.owed = false;
             }
         }
         Ok(())
     }
 
-    /// Fences the slots that need it and lets those go on whose fence is complete; whether any did.
+    /// Fences the slots that hold for one, and lets those go on whose fence is complete; whether any did.
     fn step_on<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) -> Result<bool, Stalled> {
-        if self.slots.iter().any(|slot| slot.step == Step::Unfenced) {
+        let locked = self.locked;
+        let holds = |slot: &super::Slot<D>| slot.hold && (!locked || slot.phase == Phase::Leaving);
+        if self.slots.iter().any(|slot| holds(slot) && slot.step == Step::Unfenced) {
             self.flush(physical)?;
-            let ticket = self.issue_fence(FenceScope::ALL, physical)?;
-            for slot in self.slots.iter_mut().filter(|slot| slot.step == Step::Unfenced) {
-                slot.step = Step::Fenced(ticket);
-            }
+            self.issue_fence(FenceScope::ALL, physical)?;
         }
         let mut went_on = false;
         let mut index = 0_usize;
         while let Some(slot) = self.slots.get_mut(index) {
             if matches!(slot.step, Step::Fenced(ticket) if ticket <= self.completed) {
-                went_on = true;
-                slot.step = Step::None;
-                match slot.phase {
-                    Phase::Entering => {
-                        slot.phase = Phase::Live;
-                        slot.stale = true;
-                    }
-                    Phase::Live => {}
-                    Phase::Leaving => {
-                        physical.release(slot.device);
-                        self.slots.swap_remove(index);
-                        continue;
+                slot.step = Step::Final;
+                if core::mem::take(&mut slot.hold) {
+                    went_on = true;
+                    match slot.phase {
+                        Phase::Entering => {
+                            slot.phase = Phase::Live;
+                            slot.reread(Reread::Unasked);
+                        }
+                        Phase::Live => {}
+                        Phase::Leaving => {
+                            physical.release(slot.device);
+                            self.slots.swap_remove(index);
+                            continue;
+                        }
                     }
                 }
             }
             index = index.saturating_add(1);
         }
-        let waits = self.slots.iter().any(|slot| matches!(slot.step, Step::Fenced(_)));
+        let waits = self.slots.iter().any(holds);
         if went_on || !waits { Ok(went_on) } else { Err(Stalled) }
     }
 }

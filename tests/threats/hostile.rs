@@ -356,7 +356,7 @@ impl Wild {
 #[test]
 fn t16_nothing_a_guest_does_panics() {
     let scripts = (any::<bool>(), any::<bool>(), prop::collection::vec(steps(), 1..80));
-    let outcome = runner(600).run(&scripts, |(extended, wired, steps)| {
+    let outcome = runner(300).run(&scripts, |(extended, wired, steps)| {
         let mut wild = Wild::new(extended, wired);
         for step in &steps {
             wild.step(step);
@@ -370,7 +370,7 @@ fn t16_nothing_a_guest_does_panics() {
 fn t16_no_answer_of_the_host_panics_or_leads_to_a_breach_of_its_contract() {
     let events = prop_oneof![3 => steps().prop_map(Ok), 1 => answers().prop_map(Err)];
     let scripts = (any::<bool>(), prop::collection::vec(events, 1..80));
-    let outcome = runner(600).run(&scripts, |(extended, events)| {
+    let outcome = runner(300).run(&scripts, |(extended, events)| {
         let mut wild = Wild::new(extended, true);
         for event in &events {
             match event {
@@ -416,7 +416,7 @@ fn t17_nothing_a_guest_does_is_logged_louder_than_debug() {
     assert!(LINES.with_borrow(|lines| !lines.is_empty()));
     assert_eq!(quiet(), None);
     let scripts = (any::<bool>(), any::<bool>(), prop::collection::vec(steps(), 1..80));
-    let outcome = runner(300).run(&scripts, |(extended, wired, steps)| {
+    let outcome = runner(150).run(&scripts, |(extended, wired, steps)| {
         let mut wild = Wild::new(extended, wired);
         for step in &steps {
             wild.step(step);

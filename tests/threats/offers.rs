@@ -68,7 +68,7 @@ fn t18_capabilities_are_what_config_and_crate_and_host_have_in_common() {
         Just((SecondStageMode::Sv57x4, 1 << 19, 59)),
     ];
     let random = (any::<u64>(), any::<u64>(), modes, any::<bool>(), 0_usize..3, 32_u64..=56);
-    let outcome = runner(2000).run(&random, |(offer, host, (mode, bit, width), dirty, kinds, pas)| {
+    let outcome = runner(1000).run(&random, |(offer, host, (mode, bit, width), dirty, kinds, pas)| {
         // Schemes in their order, and what a host has to be equal in.
         let offer = offer & !(0x3f << 32) | pas << 32 | 0x7 << 9;
         let offer = offer & !(SVPBMT | SVRSW60T59B) | host & (SVPBMT | SVRSW60T59B);

@@ -79,6 +79,22 @@ fn t19_a_host_that_fails_while_it_adopts_has_failed() {
 }
 
 #[test]
+fn t19_a_device_whose_invalidation_was_refused_is_not_given_back() {
+    let mut vm = Vm::translating();
+    assert_eq!(vm.dma().access, Access::Translated(BUFFER));
+    vm.physical.answer_next_invalidate(Err(OrderError::Refused { done: 0 }));
+    vm.physical.answer_next_invalidate(Err(OrderError::Refused { done: 0 }));
+    let _ = vm.iommu.detach(DEVICE);
+    let _ = vm.iommu.run();
+    assert_eq!(vm.iommu.health(), Health::Degraded);
+    let released = vm.orders().contains(&Order::Release(NVME));
+    assert!(!released || !vm.dma().stale, "its next owner gets it while hardware has a context of this one cached");
+    let _ = vm.iommu.reset();
+    assert!(released || vm.orders().contains(&Order::Release(NVME)));
+    assert!(!vm.dma().stale);
+}
+
+#[test]
 fn t20_a_busy_host_is_asked_once_for_each_call() {
     let busy: [fn(&Physical); 3] = [
         |physical| physical.answer_next_set_context(Err(OrderError::Busy)),

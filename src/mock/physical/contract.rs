@@ -103,7 +103,7 @@ impl Contract {
         let everything = matches!(orders, [Invalidation::Everything]);
         assert!(!orders.is_empty(), "contract: an empty batch of invalidations");
         assert!(
-            everything || self.flush != Flush::Refused,
+            everything || self.flush != Flush::Refused || self.failed,
             "contract: {orders:?} after a refused batch, which is issued once more as Everything"
         );
         for order in orders {
@@ -211,8 +211,9 @@ impl Contract {
     fn dropped(&mut self, order: &Invalidation<PhysicalDevice>) {
         let now = self.now;
         for (device, books) in &mut self.devices {
-            if matches!(order, Invalidation::Everything) || *order == Invalidation::Device(*device) {
-                books.cached = false;
+            let meant = matches!(order, Invalidation::Everything) || *order == Invalidation::Device(*device);
+            // Once dropped since the last change, it is dropped: a further order needs no further fence.
+            if meant && core::mem::take(&mut books.cached) {
                 books.touched = now;
             }
         }
