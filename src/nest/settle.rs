@@ -9,8 +9,9 @@ use super::context::Reading;
 use super::slot::{Phase, Reread, Step};
 use super::{Health, Nest, Residue, Stalled};
 
-/// Most blocked states a host may go through on the way to one context. Two do for any (UPD-07); the bound keeps a host
-/// that never arrives from keeping the guest's fence for ever.
+/// Most blocked states a host may go through on the way to one context: as many as there are stores that have to settle
+/// before the next by rule UPD-07 (second stage, `fsc`, `tc` and `ta`, `fsc`). The bound keeps a host that never arrives
+/// from keeping the guest's fence for ever.
 const MAX_DETOURS: u8 = 4;
 
 impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BATCH> {

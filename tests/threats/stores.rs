@@ -202,6 +202,7 @@ fn t42_nothing_is_mirrored_unasked() {
 fn t43_memory_that_can_not_be_written_is_a_memory_fault() {
     let mut vm = Vm::translating();
     let attachment = vm.attach(OTHER, NIC);
+    vm.forget();
     let rom = vm.memory.allocate(1);
     vm.memory.write(rom, 0x1234);
     vm.memory.read_only(rom, 4096);

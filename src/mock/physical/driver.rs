@@ -96,9 +96,21 @@ fn through_blocked(old: Dwords, new: Dwords, settled: bool) -> Vec<Step> {
     if !plan.is_empty() || !settled {
         plan.push(Step::Drain);
     }
-    let fields = stores(old, new, &[context::FSC, context::TA, context::TC]);
-    if !fields.is_empty() {
-        plan.extend(fields);
+    let ([old_tc, ..], [new_tc, ..]) = (old, new);
+    let groups = if Tc::from_bits(old_tc).pdtv() == Tc::from_bits(new_tc).pdtv() {
+        std::vec![stores(old, new, &[context::FSC, context::TA, context::TC])]
+    } else {
+        // fsc changes its meaning with PDTV: while tc is stored it is Bare, which it can be under both.
+        let mut bare = old;
+        bare.iter_mut().skip(context::FSC).take(1).for_each(|fsc| *fsc = 0);
+        std::vec![
+            stores(old, bare, &[context::FSC]),
+            stores(bare, new, &[context::TA, context::TC]),
+            stores(bare, new, &[context::FSC]),
+        ]
+    };
+    for group in groups.into_iter().filter(|group| !group.is_empty()) {
+        plan.extend(group);
         plan.push(Step::Settle);
     }
     plan.push(Step::Store(context::IOHGATP, new_stage));
