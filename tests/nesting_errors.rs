@@ -438,6 +438,21 @@ mod invalidations {
         assert_eq!(rig.physical.context(rig.device(0)), None);
     }
 
+    // Contract of release: blocked, invalidated, fenced (T36).
+    #[test]
+    fn a_device_is_not_released_while_the_host_refuses_to_invalidate() {
+        let mut rig = Rig::new().translating();
+        (0..6).for_each(|_| rig.physical.answer_next_invalidate(Err(REFUSED)));
+        assert_eq!(rig.iommu.detach(id(0)), Ok(Progress::Waiting), "nothing released, so not done");
+        assert_eq!(rig.physical.context(rig.device(0)), Some(riscv_viommu::Context::Blocked));
+        assert!(!rig.orders().iter().any(|order| order.starts_with("release")), "T36");
+        // The guest is not held up: every device is blocked.
+        assert!(rig.fence());
+        assert!(!rig.orders().iter().any(|order| order.starts_with("release")), "T36");
+        let _ = rig.drain();
+        assert_eq!(rig.orders().last().map(String::as_str), Some("release 0"));
+    }
+
     #[test]
     fn a_fatal_invalidation_fails_the_vm() {
         for first in [FATAL, REFUSED] {

@@ -36,7 +36,7 @@ pub struct FirstStage {
     pub sbe: bool,
 }
 
-/// What [`PhysicalIommu::set_context`] did.
+/// What [`PhysicalIommu::set_context`](super::PhysicalIommu::set_context) did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Applied {
@@ -130,7 +130,7 @@ impl FenceScope {
     }
 }
 
-/// What [`PhysicalIommu::fence`] found.
+/// What [`PhysicalIommu::fence`](super::PhysicalIommu::fence) found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Completion {
@@ -148,6 +148,6 @@ pub enum FenceOutcome {
     Complete,
     /// As `Complete`, but a device did not answer an ATS invalidation in time.
     AtsTimeout,
-    /// It can not be told whether the orders before the fence are complete; as [`OrderError::Fatal`].
+    /// It can not be told whether the orders before the fence are complete; as [`OrderError::Fatal`](crate::OrderError::Fatal).
     Failed,
 }

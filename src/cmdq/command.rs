@@ -1,11 +1,14 @@
 //! Format of the commands: what each is, which bits are reserved, and which of them this IOMMU knows.
 
-use bitfield_struct::bitfield;
+mod bits;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{Gpa, Iova, PAGE_SIZE};
 use crate::id::{DeviceId, Gscid, ProcessId, Pscid};
 use crate::regs::{Capabilities, DdtpMode};
+
+use bits::{Head, IODIR, IOFENCE, IOTINVAL, IodirBits, IofenceBits, IotinvalBits};
 
 /// A command as it is in the queue: 16 bytes, two 64-bit words. Source: "Command-Queue (CQ)".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -171,116 +174,6 @@ pub struct Legality {
     pub mode: DdtpMode,
 }
 
-const IOTINVAL: u8 = 1;
-const IOFENCE: u8 = 2;
-const IODIR: u8 = 3;
-
-/// What every command begins with.
-#[bitfield(u128, debug = false)]
-struct Head {
-    #[bits(7)]
-    opcode: u8,
-    #[bits(3)]
-    func3: u8,
-    #[bits(118, access = RO)]
-    rsvd0: u128,
-}
-
-#[bitfield(u128, debug = false)]
-struct IotinvalBits {
-    #[bits(7)]
-    opcode: u8,
-    #[bits(3)]
-    func3: u8,
-    av: bool,
-    #[bits(access = RO)]
-    rsvd0: bool,
-    #[bits(20, default = Pscid::truncate(0))]
-    pscid: Pscid,
-    pscv: bool,
-    gv: bool,
-    nl: bool,
-    #[bits(9, access = RO)]
-    rsvd1: u16,
-    #[bits(16, default = Gscid::truncate(0))]
-    gscid: Gscid,
-    #[bits(4, access = RO)]
-    rsvd2: u8,
-    #[bits(9, access = RO)]
-    rsvd3: u16,
-    s: bool,
-    #[bits(52)]
-    page: u64,
-    #[bits(2, access = RO)]
-    rsvd4: u8,
-}
-
-#[bitfield(u128, debug = false)]
-struct IofenceBits {
-    #[bits(7)]
-    opcode: u8,
-    #[bits(3)]
-    func3: u8,
-    av: bool,
-    wsi: bool,
-    pr: bool,
-    pw: bool,
-    #[bits(18, access = RO)]
-    rsvd0: u32,
-    data: u32,
-    #[bits(62)]
-    addr: u64,
-    #[bits(2, access = RO)]
-    rsvd1: u8,
-}
-
-#[bitfield(u128, debug = false)]
-struct IodirBits {
-    #[bits(7)]
-    opcode: u8,
-    #[bits(3)]
-    func3: u8,
-    #[bits(2, access = RO)]
-    rsvd0: u8,
-    #[bits(20, default = ProcessId::truncate(0))]
-    pid: ProcessId,
-    #[bits(access = RO)]
-    rsvd1: bool,
-    dv: bool,
-    #[bits(6, access = RO)]
-    rsvd2: u8,
-    #[bits(24, default = DeviceId::truncate(0))]
-    did: DeviceId,
-    #[bits(64, access = RO)]
-    rsvd3: u64,
-}
-
-impl IotinvalBits {
-    fn is_reserved(self, capabilities: Capabilities) -> bool {
-        self.rsvd0()
-            || self.rsvd1() != 0
-            || self.rsvd2() != 0
-            || self.rsvd3() != 0
-            || self.rsvd4() != 0
-            || (self.nl() && !capabilities.nl())
-            || (self.s() && !capabilities.s())
-    }
-
-    fn operands(self) -> Iotinval {
-        Iotinval {
-            gscid: self.gv().then(|| self.gscid()),
-            pscid: self.pscv().then(|| self.pscid()),
-            range: self.av().then(|| PageRange::decode(self.page(), self.s(), self.nl())),
-        }
-    }
-}
-
-impl IodirBits {
-    fn is_reserved(self) -> bool {
-        self.rsvd0() != 0 || self.rsvd1() || self.rsvd2() != 0 || self.rsvd3() != 0
-    }
-}
-
 impl Command {
     /// Decodes a command and judges it by what the guest was shown.
     ///
@@ -294,7 +187,11 @@ impl Command {
         match (head.opcode(), head.func3()) {
             (IOTINVAL, func3 @ (0 | 1)) => {
                 let command = IotinvalBits::from_bits(bits);
-                let operands = command.operands();
+                let operands = Iotinval {
+                    gscid: command.gv().then(|| command.gscid()),
+                    pscid: command.pscv().then(|| command.pscid()),
+                    range: command.av().then(|| PageRange::decode(command.page(), command.s(), command.nl())),
+                };
                 match (command.is_reserved(legality.capabilities), func3, operands.pscid) {
                     (true, ..) | (_, 1, Some(_)) => Err(Illegal),
                     (_, 0, _) => Ok(Self::IotinvalVma(operands)),
@@ -305,7 +202,7 @@ impl Command {
             }
             (IOFENCE, 0) => {
                 let command = IofenceBits::from_bits(bits);
-                if command.rsvd0() != 0 || command.rsvd1() != 0 || (command.wsi() && !legality.wsi) {
+                if command.is_reserved() || (command.wsi() && !legality.wsi) {
                     return Err(Illegal);
                 }
                 let store = command.av().then(|| (Gpa::new(command.addr() << 2), command.data()));
