@@ -69,7 +69,9 @@ impl Signals {
         backend: &mut B,
     ) -> Result<(), Gpa> {
         if registers.fctl().wsi() {
+            // UNSPECIFIED: messages that waited for their mask are dropped with the mode they belong to (rule IRQ-20).
             self.edges = Ipsr::new();
+            self.masked = 0;
             self.set_wires(registers.levels(), backend);
             return Ok(());
         }

@@ -41,7 +41,8 @@
 //! * No word a guest wrote, no GSCID and no guest `device_id` reaches [`PhysicalIommu`]: orders are typed, over
 //!   handles the host attached.
 //! * `cqh` passes an IOFENCE.C, and `ddtp.busy` clears, only after every order before it is complete on hardware. A
-//!   device whose context the guest made invalid is blocked by then.
+//!   device whose context the guest made invalid is blocked by then. (A host that refuses to invalidate is the
+//!   exception: see [`Health::Degraded`].)
 //! * No guest input panics, spins or allocates; work for each call is bounded by [`Config::with_budget`], and what is
 //!   left goes on in [`VIommu::run`].
 //! * Each record is read once and decided on as a copy.

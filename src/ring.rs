@@ -22,7 +22,7 @@ impl<const ENTRY: u64> Ring<ENTRY> {
     }
 
     /// Address of an entry (rule Q-03).
-    // UNSPECIFIED: in a misaligned queue, base and offset are ORed (rule QB-06).
+    // UNSPECIFIED: in a misaligned queue, base and offset are ORed (rule REG-QB-06).
     pub(crate) fn address(self, index: u32) -> Gpa {
         self.base.or(u64::from(index & self.mask).wrapping_mul(ENTRY))
     }

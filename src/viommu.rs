@@ -5,7 +5,7 @@ use crate::cmdq::{CommandQueue, Env};
 use crate::config::Config;
 use crate::error::{AttachError, ConfigError, DetachError};
 use crate::fault::Fault;
-use crate::faultq::{FaultQueue, HostFault, Origin, Recorded};
+use crate::faultq::{self, FaultQueue, HostFault, Origin, Recorded};
 use crate::id::DeviceId;
 use crate::interrupt::Signals;
 use crate::nest::{Attachment, Barrier, Health, Nest, Verdict};
@@ -342,9 +342,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
                 Ok(()) => return,
                 // The record may ask for one more message; that its cause is then pending already ends it (IRQ-14).
                 Err(at) => {
-                    let Self { backend, registers, signals, faults, .. } = self;
-                    let recorded = faults.report_msi_fault(at, registers, signals, backend);
-                    self.stats.count(recorded);
+                    let (faults, mut env, stats) = self.fault_queue();
+                    stats.count(faults.report_msi_fault(at, &mut env));
                 }
             }
         }
@@ -361,8 +360,14 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
     }
 
     fn record(&mut self, fault: Fault, origin: &Origin, dtf: bool) {
-        let Self { backend, registers, signals, faults, stats, .. } = self;
-        stats.count(faults.report(fault, origin, dtf, registers, signals, backend));
+        let (faults, mut env, stats) = self.fault_queue();
+        stats.count(faults.report(fault, origin, dtf, &mut env));
+    }
+
+    /// The fault queue, what it works on, and what counts its outcomes.
+    fn fault_queue(&mut self) -> (&mut FaultQueue, faultq::Env<'_, B>, &mut Stats) {
+        let Self { backend, registers, signals, faults, nest, stats, .. } = self;
+        (faults, faultq::Env { registers, signals, memory: backend, fenced: nest.completed() }, stats)
     }
 }
 

@@ -188,10 +188,46 @@ fn in_off_and_bare_the_guest_sees_what_its_mode_forbids() {
     ];
     assert_eq!(guest.records(), expected, "FQ-C260, REG-DDTP-16, FQ-54, PQ-11, PQ-28");
     guest.rig.write8(DDTP, 0);
-    for cause in [Cause::TransactionTypeDisallowed, Cause::ReadPageFault, Cause::DdtNotValid] {
+    for cause in [Cause::TransactionTypeDisallowed, Cause::ReadGuestPageFault, Cause::DdtNotValid] {
         guest.report(&HostFault::new(cause, read, Iova::new(0x6000)));
         assert_eq!(guest.records(), [[0x1234_5608_0000_0100, 0, 0x6000, 0]], "FQ-C256, REG-DDTP-14, FQ-50");
     }
+    // No blocked state has a page fault: it is one of the time before.
+    guest.report(&HostFault::new(Cause::ReadPageFault, read, Iova::new(0x6000)));
+    assert_eq!(guest.records(), [[0x1234_5608_0000_000d, 0, 0x6000, 0]], "VT-03");
+}
+
+// What stands for what (FQ-07).
+
+#[test]
+fn a_completed_fence_ends_what_a_record_stands_for() {
+    let mut guest = Guest::new(3);
+    guest.fault(1);
+    guest.fault(1);
+    assert_eq!(guest.rig.iommu.stats().faults_coalesced, 1);
+    // Every directory written is fenced.
+    guest.rig.write8(DDTP, 0);
+    guest.rig.write8(DDTP, 1);
+    guest.fault(1);
+    assert_eq!(
+        guest.rig.iommu.stats().faults_coalesced,
+        1,
+        "FQ-07: the guest may have mended what the first was about"
+    );
+    assert_eq!(guest.records().len(), 2);
+}
+
+#[test]
+fn a_guest_that_turns_its_interrupt_on_is_told_of_the_next_fault() {
+    let mut guest = Guest::new(3);
+    guest.fault(1);
+    guest.write(FQCSR, ENABLE | INTERRUPT_ENABLE);
+    guest.fault(1);
+    assert_eq!(
+        (guest.rig.read(IPSR) & FIP, guest.records().len()),
+        (FIP, 2),
+        "REG-IPSR-02: a record for the interrupt"
+    );
 }
 
 // DTF.
@@ -253,7 +289,7 @@ fn a_device_id_too_wide_for_the_directory_has_no_dtf() {
     let mut guest = Guest::new(3);
     let directory = tables::Directory::new(&guest.rig.memory, 1, false);
     guest.rig.write8(DDTP, directory.ddtp());
-    guest.fault(1);
+    guest.report(&HostFault::new(Cause::DdtNotValid, TransactionType::UntranslatedRead, Iova::new(0x1000)));
     assert_eq!(guest.records(), [[0x1234_5608_0000_0104, 0, 0x1000, 0]], "FQ-C260, FQ-47, REG-DDTP-18");
 }
 

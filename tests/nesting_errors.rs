@@ -86,10 +86,10 @@ mod through_blocked {
 
     #[test]
     fn the_guest_may_change_the_context_again_in_between() {
-        for (then, orders) in [
-            (3, &["0=A/3", "inv D0", "fence.."][..]),
-            // Invalid now: it is blocked already.
-            (0, &["fence.."]),
+        for (then, at_once, after) in [
+            (3, &[][..], &["0=A/3", "inv D0", "fence.."][..]),
+            // Invalid now: the device is blocked already, but the host has to know that it stays so.
+            (0, &["0=Blocked", "inv D0", "fence.."], &["fence.."]),
         ] {
             let mut rig = Rig::new().translating();
             rig.physical.hardware().set_strategy(Strategy::ThroughBlocked);
@@ -101,9 +101,9 @@ mod through_blocked {
                 number => rig.directory.set(id(0), &rig.a.context(pscid(number))),
             }
             assert_eq!(rig.iommu.resync(id(0)), Progress::Waiting);
-            assert!(rig.orders().is_empty(), "nothing before the fence");
+            assert_eq!(rig.orders(), at_once, "nothing else before the fence");
             assert_eq!(rig.complete_these(), Progress::Waiting);
-            assert_eq!(rig.orders(), orders);
+            assert_eq!(rig.orders(), after);
             assert!(!rig.passed());
             let _ = rig.complete();
             assert!(rig.passed());
@@ -236,6 +236,19 @@ mod contexts {
         assert_eq!(rig.orders_once(), ["0=B/2 Refused(0)", "0=Blocked Busy"], "T39");
     }
 
+    // SYNC-09: the guest did not ask, so it will not fence.
+    #[test]
+    fn a_context_refused_that_the_guest_did_not_ask_for_is_fenced() {
+        let mut rig = Rig::new().translating();
+        assert!(matches!(rig.dma(0).access, Access::Translated(_)));
+        rig.directory.set(id(0), &rig.b.context(pscid(2)));
+        rig.physical.answer_next_set_context(Err(REFUSED));
+        let _ = rig.orders();
+        assert_eq!(rig.iommu.resync(id(0)), Progress::Idle);
+        assert_eq!(rig.orders(), ["0=B/2 Refused(0)", "0=Blocked", "inv D0", "fence"], "T39");
+        assert_eq!(rig.dma(0).access, Access::Blocked);
+    }
+
     #[test]
     fn a_refused_context_is_not_tried_again_for_a_fault() {
         let mut rig = Rig::new();
@@ -248,7 +261,9 @@ mod contexts {
         let _ = rig.orders();
         let fault = HostFault::new(Cause::ReadGuestPageFault, TransactionType::UntranslatedRead, nesting_rig::IOVA);
         assert_eq!(rig.iommu.report_fault(attachment, &fault), Progress::Idle);
-        assert!(rig.orders().is_empty() && rig.records().is_empty(), "T22");
+        assert!(rig.orders().is_empty(), "T22");
+        // Nor is the guest left to guess: its own context is good.
+        assert_eq!(rig.records().iter().map(|record| record[0] & 0xfff).collect::<Vec<_>>(), [5], "FR-01");
         assert_eq!(rig.context(0), "Blocked");
     }
 
@@ -451,6 +466,51 @@ mod invalidations {
         assert!(!rig.orders().iter().any(|order| order.starts_with("release")), "T36");
         let _ = rig.drain();
         assert_eq!(rig.orders().last().map(String::as_str), Some("release 0"));
+    }
+
+    fn refuse_a_flush(rig: &mut Rig) {
+        (0..2).for_each(|_| rig.physical.answer_next_invalidate(Err(REFUSED)));
+        let _ = rig.ring([Iotinval::ALL.vma(), FENCE.encode()]);
+        assert_eq!(rig.iommu.health(), Health::Degraded);
+        let _ = rig.orders();
+    }
+
+    // T36: the guest's fence covers what went out, not what is held.
+    #[test]
+    fn a_fence_of_the_guest_does_not_release_a_device_whose_invalidation_is_held() {
+        let mut rig = Rig::new().translating();
+        assert!(matches!(rig.dma(0).access, Access::Translated(_)));
+        refuse_a_flush(&mut rig);
+        (0..4).for_each(|_| rig.physical.answer_next_invalidate(Err(BUSY)));
+        assert_eq!(rig.iommu.detach(id(0)), Ok(Progress::Waiting));
+        assert!(rig.fence(), "every device is blocked, the guest is not held up");
+        assert!(!rig.orders().contains(&"release 0".to_owned()), "T36");
+        let _ = rig.drain();
+        assert_eq!(rig.orders().last().map(String::as_str), Some("release 0"));
+        assert_eq!(rig.dma(0).access, Access::Blocked, "T36");
+    }
+
+    // T40: what is held names nobody who has left.
+    #[test]
+    fn a_device_that_leaves_while_a_flush_is_refused_is_fenced_anew() {
+        let mut rig = Rig::new().translating();
+        rig.directory.set(id(1), &rig.b.context(pscid(2)));
+        let _ = rig.attach(1);
+        assert!(rig.fence());
+        rig.physical.set_pending(true);
+        assert_eq!(rig.iommu.detach(id(0)), Ok(Progress::Waiting));
+        (0..2).for_each(|_| rig.physical.answer_next_invalidate(Err(REFUSED)));
+        let _ = rig.ring([Iotinval::ALL.vma()]);
+        let _ = rig.ddtp(0);
+        assert_eq!(rig.iommu.health(), Health::Degraded);
+        let _ = rig.orders();
+        let _ = rig.complete();
+        let orders = rig.orders();
+        let at = |order: &str| orders.iter().rposition(|held| held == order);
+        assert!(at("release 0") > at("inv D0"), "{orders:?}");
+        let _ = rig.ring([FENCE.encode()]);
+        let _ = (rig.iommu.reset(), rig.complete());
+        assert!(!rig.orders().iter().any(|order| order.contains("D0")), "T40");
     }
 
     #[test]

@@ -339,3 +339,27 @@ fn a_storm_costs_one_walk_for_each_report_and_no_order() {
     assert_eq!(rig.records().len(), 63);
     assert_eq!(rig.read(register::FQCSR) & register::FQOF, register::FQOF);
 }
+
+// A page fault was one of the context it happened under (VT-03); DTF is that context's (FQ-46).
+#[test]
+fn a_page_fault_that_comes_late_is_shown_as_it_happened() {
+    for dtf in [false, true] {
+        let (mut rig, attachment) = rig(State::FirstStage, dtf);
+        let fault = HostFault::new(ReadPageFault, Read, IOVA);
+        rig.directory.set(id(0), &[0; 4]);
+        let _ = rig.ring([inval_ddt(Some(id(0))), FENCE.encode()]);
+        assert_eq!(rig.context(0), "Blocked");
+        assert_eq!(shown(&mut rig, attachment, &fault), (!dtf).then_some(13), "VT-03, FQ-46");
+        let _ = rig.ddtp(0);
+        assert_eq!(shown(&mut rig, attachment, &fault), (!dtf).then_some(13), "VT-03, FQ-46");
+    }
+}
+
+// UPD-06 is about blocked states only: from one open context to the next there is none.
+#[test]
+fn a_hole_in_the_hosts_second_stage_is_shown_also_before_the_guest_fences() {
+    let (mut rig, attachment) = rig(State::FirstStage, false);
+    rig.directory.set(id(0), &rig.b.context(pscid(2)));
+    let _ = rig.ring([inval_ddt(Some(id(0)))]);
+    assert_eq!(shown(&mut rig, attachment, &HostFault::new(ReadGuestPageFault, Read, IOVA)), Some(5), "VT-05");
+}

@@ -9,6 +9,9 @@ use crate::id::{FirstStageMode, Pscid};
 #[non_exhaustive]
 pub enum Context {
     /// No access reaches memory, and a Page Request is answered with Invalid Request.
+    ///
+    /// Its faults are those of the context lookup (257 to 260) or of a second stage (20, 21, 23), as in rule UPD-07;
+    /// [`report_fault`](crate::VIommu::report_fault) turns them into what the guest's own IOMMU would say.
     Blocked,
     /// The host's second stage alone translates.
     SecondStageOnly {

@@ -7,7 +7,7 @@ pub use host::{HostFault, Quirks};
 pub use record::{FaultHead, FaultRecord};
 
 use crate::addr::{Gpa, Iova};
-use crate::backend::GuestMemory;
+use crate::backend::{GuestMemory, Ticket};
 use crate::error::MemoryFault;
 use crate::fault::{Cause, Fault, TransactionType};
 use crate::id::{DeviceId, ProcessId};
@@ -38,10 +38,19 @@ pub(crate) enum Recorded {
     No,
 }
 
+/// What the queue works on.
+pub(crate) struct Env<'a, M> {
+    pub(crate) registers: &'a mut Registers,
+    pub(crate) signals: &'a mut Signals,
+    pub(crate) memory: &'a mut M,
+    /// The last fence that is complete.
+    pub(crate) fenced: Ticket,
+}
+
 #[derive(Debug)]
 pub(crate) struct FaultQueue {
-    /// The last record written since the queue was turned on.
-    last: Option<FaultRecord>,
+    /// The last record written since the queue was turned on, and the last fence complete by then.
+    last: Option<(FaultRecord, Ticket)>,
 }
 
 impl FaultQueue {
@@ -62,56 +71,45 @@ impl FaultQueue {
         fault: Fault,
         origin: &Origin,
         dtf: bool,
-        registers: &mut Registers,
-        signals: &mut Signals,
-        memory: &mut impl GuestMemory,
+        env: &mut Env<'_, impl GuestMemory>,
     ) -> Recorded {
         if dtf && !fault.cause.ignores_dtf() {
             return Recorded::No;
         }
-        self.queue(record(fault, origin), registers, signals, memory)
+        self.queue(record(fault, origin), env)
     }
 
     /// Reports that an interrupt message could not be stored (rule REG-MSI-15): caused by no transaction.
-    pub(crate) fn report_msi_fault(
-        &mut self,
-        at: Gpa,
-        registers: &mut Registers,
-        signals: &mut Signals,
-        memory: &mut impl GuestMemory,
-    ) -> Recorded {
+    pub(crate) fn report_msi_fault(&mut self, at: Gpa, env: &mut Env<'_, impl GuestMemory>) -> Recorded {
         let head = FaultHead::new().with_cause(Cause::MsiWriteAccessFault.code());
         let record = FaultRecord { head, custom: 0, iotval: at.get(), iotval2: 0 };
-        self.queue(record, registers, signals, memory)
+        self.queue(record, env)
     }
 
     /// Writes a record, in the order of rule FQ-02.
-    fn queue(
-        &mut self,
-        record: FaultRecord,
-        registers: &mut Registers,
-        signals: &mut Signals,
-        memory: &mut impl GuestMemory,
-    ) -> Recorded {
+    ///
+    /// A record that says what the last one says, while that one is unread, stands for it (rule FQ-07): unless the
+    /// guest has to be interrupted for it, or has completed a fence since, which may have mended what the last one
+    /// was about.
+    fn queue(&mut self, record: FaultRecord, env: &mut Env<'_, impl GuestMemory>) -> Recorded {
+        let Env { registers, signals, memory, fenced } = env;
         let csr = registers.fqcsr();
         if !csr.fqon() || !csr.fqen() || csr.fqmf() || csr.fqof() {
             return Recorded::No;
         }
         let ring = Ring::<32>::new(registers.fqb());
         let (head, tail) = (registers.fqh(), registers.fqt());
-        let unread = ring.len(head, tail) != 0;
-        if unread && self.last.is_some_and(|last| is_same(&last, &record)) {
-            // The guest may have asked for interrupts since the record was written.
-            signals.fault_recorded(registers);
+        let told = ring.len(head, tail) != 0 && (!csr.fie() || registers.ipsr().fip());
+        if told && self.last.is_some_and(|(last, then)| then == *fenced && is_same(&last, &record)) {
             return Recorded::Coalesced;
         }
         if ring.is_full(head, tail) {
             registers.set_fqcsr(csr.with_fqof(true));
             return Recorded::No;
         }
-        match View::of(registers).store(memory, ring.address(tail), record) {
+        match View::of(registers).store(*memory, ring.address(tail), record) {
             Ok(()) => {
-                self.last = Some(record);
+                self.last = Some((record, *fenced));
                 registers.set_fqt(ring.next(tail));
                 signals.fault_recorded(registers);
                 Recorded::Yes

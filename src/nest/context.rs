@@ -56,9 +56,13 @@ impl Reading {
         matches!(self, Self::None(Fault { cause: Cause::DdtNotValid, .. }))
     }
 
-    /// `tc.DTF`, where a context was found (rule FQ-47).
-    pub(crate) fn dtf(&self) -> bool {
-        matches!(self, Self::Context(dc) if dc.tc.dtf())
+    /// `tc.DTF`; `None` if no context was found, so that none of the device's faults is one of a context (rule FQ-47).
+    pub(crate) fn dtf(&self) -> Option<bool> {
+        match self {
+            Self::Bare => Some(false),
+            Self::Context(dc) => Some(dc.tc.dtf()),
+            Self::None(_) => None,
+        }
     }
 
     /// Steps 1 to 7 of the "Process to translate an IOVA": the fault, if the transaction is refused before any page

@@ -1,6 +1,6 @@
 //! What a fault of the physical IOMMU means to the guest (rules VT-02 to VT-07).
 
-use crate::backend::{Context, GuestMemory};
+use crate::backend::GuestMemory;
 use crate::fault::{Cause, Fault};
 use crate::faultq::{HostFault, Origin};
 use crate::regs::file::Registers;
@@ -38,27 +38,30 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         };
         let HostFault { cause: _, access, process, privileged, iova } = *fault;
         let origin = Origin { device: slot.id, access, process, privileged, iova };
-        // While a change is not final, the host's own structures may be those of a blocked state on the way.
-        let open = !matches!(slot.live, None | Some(Context::Blocked));
-        let is_final = match slot.step {
-            Step::Final => true,
-            Step::Unfenced => false,
-            Step::Fenced(ticket) => ticket <= self.completed,
-        };
+        let report = |cause, dtf| Verdict::Report { fault: Fault::new(cause), origin, dtf };
+        // A blocked state on the way to the context, or from the last one, has faults of the host's structures too.
+        let in_transit = slot.was_blocked
+            && match slot.step {
+                Step::Final => false,
+                Step::Unfenced => true,
+                Step::Fenced(ticket) => ticket > self.completed,
+            };
         match shown_as(fault) {
-            Shown::Guests(cause) if open => {
-                return Verdict::Report { fault: Fault::new(cause), origin, dtf: slot.dtf };
-            }
-            Shown::Hosts(cause) if open && is_final => {
-                return Verdict::Report { fault: Fault::new(cause), origin, dtf: slot.dtf };
-            }
+            // Blocked devices do not have these: one that was open had it then, whatever it has been given since.
+            Shown::Guests(cause) if slot.was_open => return report(cause, slot.dtf),
+            Shown::Hosts(cause) if slot.is_open() && !in_transit => return report(cause, slot.dtf),
             _ => {}
         }
         // Hardware refused the transaction by its context. Whether the guest's own registers and directory refuse it
         // too decides what the guest is shown, whatever cause the host's context gave it (rule VT-04).
         let reading = Reading::take(registers, memory, slot.id);
+        let dtf = reading.dtf().unwrap_or(false);
         if let Some(fault) = reading.refuses(access, process.is_some()) {
-            return Verdict::Report { fault, origin, dtf: reading.dtf() };
+            return Verdict::Report { fault, origin, dtf };
+        }
+        if slot.refused || self.locked {
+            // The guest's context is good, and the host does not carry it out.
+            return report(access.access_fault(), dtf);
         }
         slot.stale = slot.stale.max(Some(Reread::Unasked));
         Verdict::Reread
@@ -87,7 +90,8 @@ const fn shown_as(fault: &HostFault) -> Shown {
         | Cause::ReadMisaligned
         | Cause::WriteMisaligned
         | Cause::PtDataCorruption => Shown::Guests(fault.cause),
-        // Rules VT-05, VT-06.
+        // Rules VT-05, VT-06. A real IOMMU would leave the access itself to PMA and PMP checks behind it, and report
+        // nothing; a guest that is told can do something about it.
         Cause::InstructionGuestPageFault
         | Cause::ReadGuestPageFault
         | Cause::WriteGuestPageFault

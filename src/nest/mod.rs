@@ -33,8 +33,9 @@ pub use slot::Attachment;
 pub enum Health {
     /// Every order was carried out.
     Good,
-    /// An order was refused: a device without its context is blocked until the guest or
-    /// [`resync`](crate::VIommu::resync) names it again; after a refused invalidation all are, until the reset. Stays
+    /// An order was refused. A device whose context was refused is blocked until the guest or
+    /// [`resync`](crate::VIommu::resync) names it again. After a refused invalidation all are blocked until the
+    /// reset, and the guest's fences complete: what the host's caches still hold is the host's to deal with. Stays
     /// until [`reset`](crate::VIommu::reset).
     Degraded,
     /// The physical IOMMU failed. Blocking every device was tried, no order was given since, and the guest's fence

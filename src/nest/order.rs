@@ -94,6 +94,11 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         }
     }
 
+    /// The last fence that is complete.
+    pub(crate) const fn completed(&self) -> Ticket {
+        self.completed
+    }
+
     /// Whether an ATS invalidation timed out since this was last asked (rule FEN-07).
     pub(crate) fn take_timeout(&mut self) -> bool {
         core::mem::take(&mut self.timed_out)
@@ -150,7 +155,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         match physical.fence(ticket, scope) {
             Ok(completion) => {
                 self.told_after.get_or_insert(ticket);
-                let all = scope == FenceScope::ALL;
+                // What is still held is not covered, nor what has not got that far.
+                let all = scope == FenceScope::ALL && self.batch.orders().is_empty();
                 if all && self.residue == Residue::Some && self.slots.iter().all(|slot| slot.is_blocked() && !slot.owed)
                 {
                     self.residue = Residue::GoneAfter(ticket);
@@ -193,6 +199,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         self.batch.clear();
         for slot in &mut self.slots {
             slot.owed = true;
+            slot.step = Step::Unfenced;
         }
     }
 

@@ -63,11 +63,10 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             slot.unasked = why == Reread::Unasked;
             slot.owed |= why == Reread::Named;
             slot.not_valid = reading.is_not_valid();
-            slot.dtf = reading.dtf();
+            slot.dtf = reading.dtf().unwrap_or(slot.dtf);
             let wanted = if slot.refused { Context::Blocked } else { reading.context() };
             if slot.wanted != wanted {
-                slot.wanted = wanted;
-                slot.detours = 0;
+                slot.want(wanted);
             }
         }
         let progress = self.apply(index, backend)?;
@@ -80,6 +79,9 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         let Some(slot) = self.slots.get_mut(index) else {
             return Ok(Progress::Idle);
         };
+        if slot.live.is_none() {
+            return self.block_unknown(physical).map(|()| Progress::Idle);
+        }
         if slot.hold || slot.live == Some(slot.wanted) {
             return Ok(Progress::Idle);
         }
@@ -96,6 +98,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
                     log::debug!("the physical IOMMU does not get to a context");
                     slot.refuse();
                     self.health = self.health.max(Health::Degraded);
+                    self.block_unknown(physical)?;
                 }
             }
             Ok(_) => {
@@ -105,7 +108,6 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             Err(OrderError::Busy) => return Ok(Progress::Waiting),
             Err(OrderError::Refused { .. }) => {
                 log::debug!("the physical IOMMU refused a context");
-                slot.live = None;
                 slot.refuse();
                 self.health = self.health.max(Health::Degraded);
                 self.block_unknown(physical)?;
@@ -118,7 +120,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         Ok(Progress::Idle)
     }
 
-    /// Blocks every device of which it is not known what context it has: before any other order (rule T39).
+    /// Blocks every device of which it is not known what context it has: before any other order.
     pub(super) fn block_unknown<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) -> Result<(), Stalled> {
         if self.health == Health::Failed {
             return Err(Stalled);
@@ -169,6 +171,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         while let Some(slot) = self.slots.get_mut(index) {
             if matches!(slot.step, Step::Fenced(ticket) if ticket <= self.completed) {
                 slot.step = Step::Final;
+                slot.was_blocked = false;
                 if core::mem::take(&mut slot.hold) {
                     went_on = true;
                     match slot.phase {

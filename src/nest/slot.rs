@@ -72,13 +72,17 @@ pub(super) struct Slot<D> {
     pub(super) step: Step,
     /// Nothing more is done to the device before that fence, which the crate issues by itself.
     pub(super) hold: bool,
+    /// The device was blocked at some time since the last change before this one was final.
+    pub(super) was_blocked: bool,
+    /// Hardware has translated for the device since it came, or since the reset.
+    pub(super) was_open: bool,
     /// How often the host blocked the device on its way to `wanted`.
     pub(super) detours: u8,
     /// The host refused the last context; not tried again until the guest or the host names the device.
     pub(super) refused: bool,
     /// Blocked because the directory has an entry with V = 0.
     pub(super) not_valid: bool,
-    /// `DTF` of the context last read.
+    /// `DTF` of the last context the directory gave.
     pub(super) dtf: bool,
 }
 
@@ -97,6 +101,8 @@ impl<D> Slot<D> {
             owed: true,
             step: Step::Unfenced,
             hold: true,
+            was_blocked: true,
+            was_open: false,
             detours: 0,
             refused: false,
             not_valid: false,
@@ -128,6 +134,8 @@ impl<D> Slot<D> {
             owed,
             step,
             hold,
+            was_blocked,
+            was_open,
             detours,
             refused,
             not_valid,
@@ -143,6 +151,8 @@ impl<D> Slot<D> {
         *owed = true;
         *step = Step::Unfenced;
         *hold = true;
+        *was_blocked = true;
+        *was_open = false;
         *detours = 0;
         *refused = false;
         *not_valid = false;
@@ -157,20 +167,38 @@ impl<D> Slot<D> {
 
     /// Hardware has another context now; caches may not know. `hold`: go on after a fence only.
     pub(super) fn changed(&mut self, live: Context, hold: bool) {
+        self.was_blocked |= !self.is_open() || live == Context::Blocked;
         self.live = Some(live);
+        self.was_open |= self.is_open();
         self.owed = true;
         self.step = Step::Unfenced;
         self.hold |= hold;
     }
 
+    /// Hardware is to have another context than before. A host that is on its way to the old one is told, even if the
+    /// device is blocked already.
+    pub(super) fn want(&mut self, wanted: Context) {
+        if core::mem::take(&mut self.detours) != 0 && wanted == Context::Blocked {
+            self.live = None;
+        }
+        self.wanted = wanted;
+    }
+
     /// The host would not have the wanted context: blocked until somebody names the device again.
     pub(super) fn refuse(&mut self) {
         self.wanted = Context::Blocked;
+        self.live = None;
         self.refused = true;
         self.detours = 0;
+        self.hold |= self.unasked;
     }
 
     pub(super) fn is_blocked(&self) -> bool {
         self.live == Some(Context::Blocked)
+    }
+
+    /// Whether hardware translates for the device.
+    pub(super) fn is_open(&self) -> bool {
+        self.live.is_some_and(|live| live != Context::Blocked)
     }
 }

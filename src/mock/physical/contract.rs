@@ -173,12 +173,11 @@ impl Contract {
     }
 
     pub(super) fn release(&mut self, device: PhysicalDevice) {
-        let excused = self.failed || self.flush == Flush::Degraded;
-        let fenced = self.fenced;
+        let (failed, fenced) = (self.failed, self.fenced);
         let books = self.books(device, "release");
         assert!(books.state == State::Blocked, "contract: release of {device:?}, which is not Blocked");
-        assert!(!books.cached || excused, "contract: release of {device:?} without its invalidation");
-        assert!(books.touched <= fenced || excused, "contract: release of {device:?} before a completed fence");
+        assert!(!books.cached || failed, "contract: release of {device:?} without its invalidation");
+        assert!(books.touched <= fenced || failed, "contract: release of {device:?} before a completed fence");
         self.devices.remove(&device);
     }
 
