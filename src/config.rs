@@ -195,6 +195,7 @@ pub(crate) fn mismatch(promised: Capabilities, host: &HostCapabilities) -> Optio
     };
     let lacks = [
         (host.rv64, "contexts with SXL = 0"),
+        (host.little_endian, "contexts with SBE = 0"),
         (second_stage, "the second-stage scheme it states"),
         (host.second_stage.input_width() >= promised.pas(), "the guest's physical address size"),
         (host.svnapot, "Svnapot"),

@@ -83,7 +83,8 @@ impl Signals {
                 send(registers, backend, vector)?;
             }
         }
-        // Unmasked since: the message uses the entry as it stands now (rule REG-MSI-11).
+        // UNSPECIFIED: a message unmasked since uses the entry as it stands now, and clearing the `ipsr` bit did not
+        // cancel it (rules REG-MSI-11, REG-MSI-12).
         while let Some(vector) = self.take_unmasked(registers) {
             send(registers, backend, vector)?;
         }

@@ -61,6 +61,7 @@ impl View {
     }
 
     /// An address past `PAS` is an access fault (rule REG-CAP-46).
+    // UNSPECIFIED: also where a pointer in a context could be refused when it is decoded (rule DDT-14).
     fn check(self, at: Gpa, bytes: usize) -> Result<(), MemoryFault> {
         let beyond_first = u64::try_from(bytes).unwrap_or(u64::MAX).saturating_sub(1);
         match at.checked_add(beyond_first) {

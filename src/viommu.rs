@@ -172,7 +172,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
         self.progress
     }
 
-    /// A fence the physical side called pending has ended. Unknown and old tickets are ignored.
+    /// A fence the physical side called pending has ended, and with it all before it: tell them in the order of their
+    /// tickets. Unknown and old tickets are ignored.
     pub fn fence_done(&mut self, ticket: Ticket, outcome: FenceOutcome) -> Progress {
         self.nest.fence_done(ticket, outcome, &mut self.backend);
         self.run()
@@ -245,6 +246,9 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
 
     /// A fault of an attached device, drained from the physical fault queue. The guest is shown what its own IOMMU
     /// would have reported, which may be nothing.
+    ///
+    /// Drain the queue before saying that a fence is done: a fault of a blocked state that arrives later is taken for
+    /// one of the context that followed.
     pub fn report_fault(&mut self, attachment: Attachment, fault: &HostFault) -> Progress {
         match self.nest.judge(attachment, fault, &self.registers, &self.backend) {
             Verdict::Report { fault, origin, dtf } => {
@@ -264,6 +268,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
     }
 
     /// The host lost `count` faults of this guest's devices, which it is told by `fqof`.
+    // UNSPECIFIED: the specification knows no record lost before the queue; to the guest it overflowed.
     pub fn report_lost(&mut self, count: u64) -> Progress {
         self.stats.faults_lost = self.stats.faults_lost.wrapping_add(count);
         let csr = self.registers.fqcsr();

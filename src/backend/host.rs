@@ -19,6 +19,8 @@ pub struct HostCapabilities {
     pub svnapot: bool,
     /// The contexts the host builds have `SXL = 0`: `fctl.GXL` is 0.
     pub rv64: bool,
+    /// The contexts the host builds may have `SBE = 0`: its `fctl.BE` is 0, or it has `END`.
+    pub little_endian: bool,
     /// Leaf entries of the second stage that hold guest tables are writable with A and D set (or `GADE` is on), so
     /// that the IOMMU may update A and D bits in them.
     pub leaves_dirty: bool,
@@ -29,10 +31,18 @@ pub struct HostCapabilities {
 
 impl HostCapabilities {
     /// A host whose physical register reads `capabilities` and that uses `second_stage`, with nothing else stated
-    /// but RV64 contexts.
+    /// but RV64 and little-endian contexts.
     #[must_use]
     pub const fn new(capabilities: Capabilities, second_stage: SecondStageMode) -> Self {
-        Self { capabilities, second_stage, svnapot: false, rv64: true, leaves_dirty: false, coherent: false }
+        Self {
+            capabilities,
+            second_stage,
+            svnapot: false,
+            rv64: true,
+            little_endian: true,
+            leaves_dirty: false,
+            coherent: false,
+        }
     }
 
     /// States [`svnapot`](Self::svnapot).
@@ -45,6 +55,12 @@ impl HostCapabilities {
     #[must_use]
     pub const fn with_rv64(self, rv64: bool) -> Self {
         Self { rv64, ..self }
+    }
+
+    /// States [`little_endian`](Self::little_endian).
+    #[must_use]
+    pub const fn with_little_endian(self, little_endian: bool) -> Self {
+        Self { little_endian, ..self }
     }
 
     /// States [`leaves_dirty`](Self::leaves_dirty).

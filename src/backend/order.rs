@@ -149,7 +149,8 @@ pub enum Completion {
 pub enum FenceOutcome {
     /// Everything before the fence is complete.
     Complete,
-    /// As `Complete`, but a device did not answer an ATS invalidation in time.
+    /// As `Complete`, but a device did not answer an ATS invalidation in time. Nobody orders one yet; the guest's next
+    /// fence reports it as a timeout (`cmd_to`).
     AtsTimeout,
     /// It can not be told whether the orders before the fence are complete; as [`OrderError::Fatal`](crate::OrderError::Fatal).
     Failed,

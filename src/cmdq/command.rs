@@ -210,7 +210,8 @@ impl Command {
             }
             (IODIR, func3 @ (0 | 1)) => {
                 let command = IodirBits::from_bits(bits);
-                // UNSPECIFIED: in Off and Bare no width is defined; every device_id is accepted and names nothing.
+                // UNSPECIFIED: an id that is too wide makes the command illegal (rule QCMD-11); in Off and Bare no width
+                // is defined, and every device_id is accepted.
                 let width = legality.mode.device_id_width(legality.capabilities.msi_flat());
                 let legal_device = !command.dv() || command.did().fits(width);
                 if command.is_reserved() || !legal_device {
@@ -282,6 +283,7 @@ fn encode_iotinval(func3: u8, operands: Iotinval) -> u128 {
 }
 
 /// Widest `process_id` that any process directory takes (rule CMD-14).
+// UNSPECIFIED: where none is offered, 8 bits (QCMD-12).
 fn process_id_width(capabilities: Capabilities) -> u32 {
     if capabilities.pd20() {
         20

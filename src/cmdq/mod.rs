@@ -76,6 +76,7 @@ impl CommandQueue {
         while runs(env.registers.cqcsr()) && env.registers.cqh() != env.registers.cqt() {
             let mut buffer = [RawCommand::new_zeroed(); SPAN];
             let Ok(commands) = fetch(env, &mut buffer) else {
+                // UNSPECIFIED: corrupted memory is a memory fault too (rule CQ-15).
                 set_status(env.registers, |csr| csr.with_cqmf(true));
                 break;
             };
@@ -141,7 +142,7 @@ impl CommandQueue {
         Flow::Next
     }
 
-    /// The order of rule FEN-02: everything before it, the timeout, the store, the head, the wire.
+    /// In the order of rules FEN-02 and VC-47: everything before it, the timeout, the store, the head, the wire.
     fn go_on_with_fence<B: Backend, const DEVICES: usize, const BATCH: usize>(
         &mut self,
         env: &mut Env<'_, B, DEVICES, BATCH>,

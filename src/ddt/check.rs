@@ -113,7 +113,7 @@ impl Copied {
             || tc.sxl()
             // 22. Width of the QoS ids: all 12 bits, where there are any (DCK-01, DCK-22).
             || (!caps.qosid() && (ta.rcid() != 0 || ta.mcid() != 0))
-            // MSI translation without a second stage (DCK-23).
+            // UNSPECIFIED: MSI translation without a second stage, which the text recommends to refuse (DCK-23).
             || (iohgatp.mode() == BARE && self.msi_mode().is_some_and(|mode| mode != BARE))
     }
 

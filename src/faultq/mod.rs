@@ -86,8 +86,9 @@ impl FaultQueue {
         self.queue(record, env)
     }
 
-    /// Writes a record, in the order of rule FQ-02.
+    /// Writes a record, in the order of rule FQ-02; that `DTF` was looked at before can not be observed.
     ///
+    // UNSPECIFIED: how long one record stands for others.
     /// A record that says what the last one says, while that one is unread, stands for it (rule FQ-07): unless the
     /// guest has to be interrupted for it, or has completed a fence since, which may have mended what the last one
     /// was about.
@@ -114,6 +115,7 @@ impl FaultQueue {
                 signals.fault_recorded(registers);
                 Recorded::Yes
             }
+            // UNSPECIFIED: corrupted memory is a memory fault too (rule FLT-10).
             Err(MemoryFault::Access | MemoryFault::Corruption) => {
                 registers.set_fqcsr(csr.with_fqmf(true));
                 Recorded::No

@@ -71,7 +71,8 @@ impl Registers {
         Self::of(Setup::NONE)
     }
 
-    /// The state after a reset (rules REG-RST-01 to REG-RST-05): what the specification leaves open is 0.
+    /// The state after a reset (rules REG-RST-01 to REG-RST-05).
+    // UNSPECIFIED: what the specification leaves open is 0.
     pub(crate) const fn of(setup: Setup) -> Self {
         let mode = match setup.reset_mode {
             DdtpMode::Bare => 1,

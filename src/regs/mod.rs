@@ -94,7 +94,8 @@ impl Lanes {
 impl Register {
     /// The register and lanes an access touches; `None` where there is no register, and for misaligned accesses and
     /// those that cover two registers.
-    // UNSPECIFIED: such accesses read 0 and write nothing (rules REG-ACC-08, REG-ACC-09).
+    // UNSPECIFIED: such accesses read 0 and write nothing (rules REG-ACC-08, REG-ACC-09); an 8-byte access to an 8-byte
+    // register is one operation (REG-ACC-05).
     pub(crate) const fn access(offset: u64, width: Width) -> Option<(Self, Lanes)> {
         let aligned = match width {
             Width::U32 => offset.trailing_zeros() >= 2,

@@ -68,9 +68,9 @@ impl Registers {
     fn write_ddtp(&mut self, new: Ddtp) -> Effect {
         let old = self.mode();
         let accepted = match (old, DdtpMode::decode(new.iommu_mode())) {
-            // An illegal mode leaves mode and PPN as they were (rule REG-DDTP-01).
-            // UNSPECIFIED: so does a step from one directory to another that does not pass Off or Bare (REG-DDTP-10);
-            // from a directory to Bare is performed (REG-DDTP-09).
+            // UNSPECIFIED: an illegal mode leaves mode and PPN as they were (rule REG-DDTP-01), and so does a step from
+            // one directory to another that does not pass Off or Bare (REG-DDTP-10); from a directory to Bare is
+            // performed (REG-DDTP-09).
             (_, None) | (DdtpMode::Levels(_), Some(DdtpMode::Levels(_))) => false,
             _ => true,
         };
@@ -90,6 +90,7 @@ impl Registers {
     fn write_cqb(&mut self, new: QueueBase) {
         if !self.cqcsr.cqon() && !self.cqcsr.busy() {
             self.cqb = self.queue_base(new);
+            // UNSPECIFIED: the index is a valid one; 0 is what drivers count on (rule REG-QB-08).
             self.cqt = 0;
             self.changed.insert(Register::Cqt);
         }
@@ -98,6 +99,7 @@ impl Registers {
     fn write_fqb(&mut self, new: QueueBase) {
         if !self.fqcsr.fqon() && !self.fqcsr.busy() {
             self.fqb = self.queue_base(new);
+            // UNSPECIFIED: as above.
             self.fqh = 0;
             self.changed.insert(Register::Fqh);
         }
@@ -153,7 +155,8 @@ impl Registers {
             .with_piv(new.piv() & mask);
     }
 
-    /// Entries past the number of vectors, and all of them without MSIs, are read-only 0 (rules REG-MSI-08, -09).
+    /// Without MSIs all entries are read-only 0 (rule REG-MSI-08).
+    // UNSPECIFIED: so are those past the number of vectors (REG-MSI-09).
     fn write_msi(&mut self, vector: u8, change: impl FnOnce(&mut MsiEntry)) {
         let present = self.setup.capabilities.igs() != Igs::Wsi && vector < self.setup.vectors.min(MAX_VECTORS);
         if let (true, Some(entry)) = (present, self.msi.get_mut(usize::from(vector))) {
