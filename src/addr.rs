@@ -13,7 +13,8 @@ pub struct Iova(u64);
 ///
 /// It is what the guest's registers, directory entries and queues hold, what the specification calls an SPA when it
 /// speaks of these structures, and what [`GuestMemory`](crate::GuestMemory) reads. To the host it is *not* a
-/// physical address: it goes through the VM's second stage first.
+/// physical address: it goes through the VM's second stage first. (In the public formats, where a host's own driver
+/// builds entries for its hardware, it is an address of whoever owns the structure.)
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gpa(u64);
 

@@ -52,7 +52,8 @@
 //!     }
 //!
 //!     fn post(&mut self, at: Gpa, data: u32, _why: Post) -> Result<(), MemoryFault> {
-//!         // A host with an interrupt controller looks first whether `at` is one of this VM's interrupt files.
+//!         // A host with an interrupt controller looks first whether `at` is one of this VM's interrupt files; one
+//!         // whose vCPUs run beside this makes one atomic 4-byte store.
 //!         let word = self.range(Gpa::new(at.get() & !7), 1)?.start;
 //!         let shift = (at.get() & 4) * 8;
 //!         self.0[word] = self.0[word] & !(0xffff_ffff << shift) | u64::from(data) << shift;
@@ -253,14 +254,15 @@ impl InterruptKinds {
 ///
 /// # Errors
 ///
-/// * [`OrderError::Busy`]: nothing was done; the crate asks again from [`run`](crate::VIommu::run).
+/// * [`OrderError::Busy`]: nothing was done; the crate asks again from [`run`](crate::VIommu::run). A batch that does not
+///   fit the queue as a whole is Busy, not Refused.
 /// * [`OrderError::Refused`]: part of it was done. A refused batch of invalidations is issued once more as
 ///   [`Invalidation::Everything`]; if that is refused too, every device is blocked until
 ///   [`reset`](crate::VIommu::reset). A refused context is followed by [`Context::Blocked`].
 /// * [`OrderError::Fatal`]: the crate tries to block every device, gives no further order until it is reset, and says
 ///   [`Health::Failed`](crate::Health::Failed). The guest's fence stays incomplete; the host stops the VM.
 pub trait PhysicalIommu {
-    /// Names one physical function (or a group that shares an alias) on one physical IOMMU.
+    /// Names one physical function (or a group that shares an alias) on one physical IOMMU: a number or an index.
     type Device: Copy + Eq + Debug;
 
     /// What every physical IOMMU that a device of this VM may sit behind can do: the intersection.
@@ -280,7 +282,7 @@ pub trait PhysicalIommu {
     ///
     /// The old context may stay in use until the next completed fence; a mixture of both never is. The crate follows
     /// every change with [`Invalidation::Device`]. Blocking must work always (for a vanished device it is `Ok`) or
-    /// be `Fatal`; rule UPD-07 says how to block without harm to other tenants. A host that can not go from the old
+    /// be `Fatal`; [`Context::Blocked`] says what it is. A host that can not go from the old
     /// context to the new without a blocked state in between blocks, answers [`Applied::Blocked`], and is called
     /// again after an invalidation and a fence; up to four times for one context, which is then taken as refused.
     ///
@@ -303,14 +305,15 @@ pub trait PhysicalIommu {
 
     /// Makes sure every order before it is complete, and the device accesses `scope` names are globally visible.
     ///
-    /// [`Completion::Pending`] is followed by [`fence_done`](crate::VIommu::fence_done) with the ticket. Tickets only
-    /// grow, also across resets.
+    /// [`Completion::Pending`] is followed by [`fence_done`](crate::VIommu::fence_done) with the ticket, which completes
+    /// all before it too: a driver need remember only the newest. Tickets only grow, also across resets.
     ///
     /// # Errors
     /// Any [`OrderError`].
     fn fence(&mut self, upto: Ticket, scope: FenceScope) -> Result<Completion, OrderError>;
 
-    /// Gives a device back. It is blocked, what was cached for it is dropped, and a fence has completed since.
+    /// Gives a device back, for another vIOMMU or the host to take. Once all are released, the GSCID is free. It is
+    /// blocked, what was cached for it is dropped, and a fence has completed since.
     fn release(&mut self, device: Self::Device);
 }
 

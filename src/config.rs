@@ -6,7 +6,7 @@ use crate::id::SecondStageMode;
 use crate::regs::file::Setup;
 use crate::regs::{Capabilities, DdtpMode};
 
-/// How [`start`](crate::VIommu::start) sets a vIOMMU up. Nothing of it changes before the next start.
+/// How [`start`](crate::VIommu::start) sets a vIOMMU up, once and for its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     nesting: bool,
@@ -40,7 +40,10 @@ impl Config {
         Self { nesting: true, offer: DEFAULT_OFFER, vectors: 4, reset_mode: DdtpMode::Off, budget: 256, mirror: false }
     }
 
-    /// For a host without a physical IOMMU: registers, directory, queues and interrupts, no first-stage scheme.
+    /// For a host without a physical IOMMU: registers, queues and interrupts, no first-stage scheme.
+    ///
+    /// No device is behind this IOMMU yet, as there is no software translation: the guest's machine description must
+    /// not send any device's requests to it.
     #[must_use]
     pub const fn emulated() -> Self {
         Self { nesting: false, ..Self::nested() }

@@ -108,9 +108,10 @@ pub enum AttachError {
     /// The host did not take the device.
     #[error("the host did not take the device: {0:}")]
     Host(OrderError),
-    /// The vIOMMU failed ([`Health`](crate::Health)) and serves nobody until it is reset.
-    #[error("the vIOMMU has failed and needs a reset")]
-    Failed,
+    /// Every device of this vIOMMU is blocked until its [`reset`](crate::VIommu::reset); [`Health`](crate::Health) says
+    /// why.
+    #[error("the vIOMMU needs a reset before it takes a device")]
+    NeedsReset,
 }
 
 /// Why [`detach`](crate::VIommu::detach) did nothing.
@@ -122,12 +123,19 @@ pub enum DetachError {
     NotAttached,
 }
 
+/// A command this IOMMU does not carry out: a reserved encoding, a reserved bit that is 1, or one it does not offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("illegal or unsupported command")]
+#[non_exhaustive]
+pub struct IllegalCommand;
+
 impl core::error::Error for IdError {}
 impl core::error::Error for MemoryFault {}
 impl core::error::Error for OrderError {}
 impl core::error::Error for ConfigError {}
 impl core::error::Error for AttachError {}
 impl core::error::Error for DetachError {}
+impl core::error::Error for IllegalCommand {}
 
 #[cfg(test)]
 mod tests {

@@ -131,6 +131,16 @@ pub enum SecondStageMode {
 }
 
 impl SecondStageMode {
+    /// The value of the 4-bit MODE field. Source: "Encodings of iohgatp.MODE field".
+    #[must_use]
+    pub const fn encoding(self) -> u8 {
+        match self {
+            Self::Sv39x4 => 8,
+            Self::Sv48x4 => 9,
+            Self::Sv57x4 => 10,
+        }
+    }
+
     /// Width in bits of the guest-physical addresses it takes (rule S2-03).
     #[must_use]
     pub const fn input_width(self) -> u8 {

@@ -89,9 +89,9 @@ pub use backend::{
     InterruptKinds, Interrupts, Invalidation, NoPhysical, Pages, Parts, PhysicalIommu, Post, Ticket,
 };
 pub use config::Config;
-pub use error::{AttachError, ConfigError, DetachError, IdError, MemoryFault, OrderError};
+pub use error::{AttachError, ConfigError, DetachError, IdError, IllegalCommand, MemoryFault, OrderError};
 pub use fault::{Cause, TransactionType};
-pub use faultq::{FaultRecord, HostFault, Quirks};
+pub use faultq::{FaultHead, FaultRecord, HostFault, Quirks};
 pub use id::{DeviceId, FirstStageMode, Gscid, ProcessId, Pscid, SecondStageMode};
 pub use nest::{Attachment, Health};
 pub use progress::Progress;

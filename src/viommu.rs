@@ -11,15 +11,27 @@ use crate::interrupt::Signals;
 use crate::nest::{Attachment, Barrier, Health, Nest, Verdict};
 use crate::progress::{Budget, Progress};
 use crate::regs::file::{Effect, Registers};
-use crate::regs::{Register, Width};
+use crate::regs::{Width, low_half};
 
 /// A virtual RISC-V IOMMU for one guest.
 ///
 /// `B` is the host ([`Backend`]), `DEVICES` the most passthrough devices that can be attached at a time, `BATCH` the
 /// most invalidations that are held back to go out together.
 ///
-/// Calls that can leave work behind return a [`Progress`]. While it is [`Runnable`](Progress::Runnable) the host calls
-/// [`run`](Self::run) before the vCPU blocks; while it is [`Waiting`](Progress::Waiting), at every exit.
+/// Calls that can leave work behind return a [`Progress`]: [`Runnable`](Progress::Runnable) asks for [`run`](Self::run)
+/// before the vCPU goes on or blocks, [`Waiting`](Progress::Waiting) for [`fence_done`](Self::fence_done) when the
+/// hardware is done and, in case the host was [`Busy`](crate::OrderError::Busy), for `run` at every exit or from a timer.
+/// The vCPU goes on meanwhile, with two exceptions: after [`reset`](Self::reset) the guest does not run before the
+/// progress is [`Idle`](Progress::Idle), and after [`shutdown`](Self::shutdown) the vIOMMU is not dropped before.
+///
+/// ```
+/// # use riscv_viommu::mock::{Hardware, Memory, Physical, Wires};
+/// # use riscv_viommu::{Parts, VIommu};
+/// # use std::sync::Mutex;
+/// # type Host = Parts<Memory, Wires, Physical>;
+/// /// One lock for each vIOMMU.
+/// static IOMMU: Mutex<Option<VIommu<Host, 4>>> = Mutex::new(None);
+/// ```
 #[derive(Debug)]
 pub struct VIommu<B: Backend, const DEVICES: usize = 16, const BATCH: usize = 16> {
     backend: B,
@@ -244,7 +256,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
         self.run()
     }
 
-    /// A fault of an attached device, drained from the physical fault queue. The guest is shown what its own IOMMU
+    /// A fault of an attached device, drained from the physical fault queue; one that arrives while
+    /// [`attach`](Self::attach) has not returned yet waits in a queue of the host's. The guest is shown what its own IOMMU
     /// would have reported, which may be nothing.
     ///
     /// Drain the queue before saying that a fence is done: a fault of a blocked state that arrives later is taken for
@@ -358,7 +371,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
         while let Some(register) = self.registers.pop_changed() {
             let value = self.registers.value(register);
             self.backend.publish(register.offset(), low_half(value));
-            if Register::width(register) == Width::U64 {
+            if register.width() == Width::U64 {
                 self.backend.publish(register.offset().saturating_add(4), low_half(value >> 32));
             }
         }
@@ -385,9 +398,4 @@ impl Stats {
         };
         *counter = counter.wrapping_add(1);
     }
-}
-
-#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
-const fn low_half(value: u64) -> u32 {
-    value as u32
 }

@@ -669,6 +669,42 @@ fn a_timeout_from_before_a_reset_is_not_told_after_it() {
     assert_eq!((guest.cqh(), guest.cqcsr()), (1, RUNNING), "VC-46, CQ-23");
 }
 
+/// A guest whose IOMMU was reset and runs again.
+fn reset(guest: &mut Guest) {
+    let ddtp = guest.iommu.read(register::DDTP, Width::U64);
+    let cqb = guest.iommu.read(register::CQB, Width::U64);
+    let _ = guest.iommu.reset();
+    let _ = guest.iommu.write(register::DDTP, Width::U64, ddtp);
+    let _ = guest.iommu.write(register::CQB, Width::U64, cqb);
+    let _ = guest.write(register::CQCSR, CONTROL);
+}
+
+#[test]
+fn a_timeout_after_a_reset_is_told() {
+    let mut guest = Guest::new();
+    reset(&mut guest);
+    guest.physical.set_pending(true);
+    guest.patch(0, fence());
+    assert_eq!(guest.write(register::CQT, 1), Progress::Waiting);
+    assert_eq!(guest.end_fence(FenceOutcome::AtsTimeout), Progress::Idle);
+    assert_eq!((guest.cqh(), guest.cqcsr()), (0, RUNNING | register::CMD_TO), "FEN-07");
+}
+
+#[test]
+fn a_timeout_that_no_fence_has_told_is_forgotten_by_a_reset() {
+    let mut guest = Guest::new();
+    let ddtp = guest.iommu.read(register::DDTP, Width::U64);
+    guest.physical.set_pending(true);
+    assert_eq!(guest.iommu.write(register::DDTP, Width::U64, 0), Progress::Waiting);
+    assert_eq!(guest.end_fence(FenceOutcome::AtsTimeout), Progress::Idle);
+    guest.physical.set_pending(false);
+    let _ = guest.iommu.write(register::DDTP, Width::U64, ddtp);
+    reset(&mut guest);
+    guest.patch(0, fence());
+    assert_eq!(guest.write(register::CQT, 1), Progress::Idle);
+    assert_eq!((guest.cqh(), guest.cqcsr()), (1, RUNNING), "REG-RST-07");
+}
+
 #[test]
 fn a_timeout_is_told_by_the_fence_once() {
     let mut guest = Guest::new();

@@ -311,7 +311,7 @@ mod contexts {
         }
         let _ = rig.ddtp(BARE);
         assert!(rig.ddtp_busy());
-        assert_eq!(rig.try_attach(2).err(), Some(AttachError::Failed));
+        assert_eq!(rig.try_attach(2).err(), Some(AttachError::NeedsReset));
         assert!(rig.orders().is_empty(), "no further order");
         assert!(!rig.passed() && rig.read(register::CQCSR) & ERRORS == 0);
         assert_eq!(rig.iommu.health(), Health::Failed);
@@ -432,7 +432,7 @@ mod invalidations {
         let _ = rig.ddtp(BARE);
         assert!(!rig.ddtp_busy() && rig.passed());
         assert_eq!((rig.context(0), rig.context(1)), ("Blocked".into(), "Blocked".into()));
-        assert_eq!(rig.try_attach(2).err(), Some(AttachError::Failed));
+        assert_eq!(rig.try_attach(2).err(), Some(AttachError::NeedsReset));
         let _ = rig.orders();
         assert_eq!(rig.iommu.reset(), Progress::Idle);
         assert_eq!(rig.orders(), ["0=Blocked", "1=Blocked", "inv D0 D1", "fence"]);

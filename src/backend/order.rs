@@ -5,12 +5,20 @@ use crate::id::{FirstStageMode, Pscid};
 
 /// How the hardware is to treat a device's requests. Host-owned fields (GSCID, `iohgatp`, MSI table, QoS, `GADE`,
 /// `DTF`, custom bits) are not in it: the host puts its own in.
+///
+/// A driver that meets a variant it does not know blocks the device and answers
+/// [`Refused`](crate::OrderError::Refused).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Context {
     /// No access reaches memory, and a Page Request is answered with Invalid Request.
     ///
-    /// Its faults are those of the context lookup (257 to 260) or of a second stage (20, 21, 23), as in rule UPD-07;
+    /// In a physical device context: `V` = 1, `PDTV` = `EN_ATS` = `EN_PRI` = `PRPR` = `T2GPA` = 0, `fsc` Bare, `msiptp`
+    /// Off, and `iohgatp` an empty root table of the host's under a GSCID that is used for nothing else. Not `V` = 0:
+    /// its faults (258) can not be masked by `DTF` and crowd other tenants' out of the queue, and a Page Request is
+    /// answered with Response Failure, which turns the interface off for all functions that share it.
+    ///
+    /// Its faults are those of the context lookup (257 to 260) or of a second stage (20, 21, 23);
     /// [`report_fault`](crate::VIommu::report_fault) turns them into what the guest's own IOMMU would say.
     Blocked,
     /// The host's second stage alone translates.
@@ -39,6 +47,14 @@ pub struct FirstStage {
     pub sbe: bool,
 }
 
+impl FirstStage {
+    /// A little-endian first stage whose A and D bits hardware leaves alone.
+    #[must_use]
+    pub const fn new(mode: FirstStageMode, root: Ppn, pscid: Pscid) -> Self {
+        Self { mode, root, pscid, sade: false, sbe: false }
+    }
+}
+
 /// What [`PhysicalIommu::set_context`](super::PhysicalIommu::set_context) did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -50,6 +66,8 @@ pub enum Applied {
 }
 
 /// What is to be dropped from the physical IOMMU's caches, all within this VM's own GSCID.
+///
+/// A driver that meets a variant it does not know does as for [`Everything`](Self::Everything).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Invalidation<D> {
@@ -61,11 +79,19 @@ pub enum Invalidation<D> {
     AddressSpace(Pscid),
     /// All first-stage translations, global ones included: `IOTINVAL.VMA` with PSCV = 0, AV = 0.
     FirstStage,
-    /// All of the above for every device of this VM, and the second stage (`IOTINVAL.GVMA`).
+    /// All of the above for every device of this VM, and the second stage (`IOTINVAL.GVMA`). The driver knows which
+    /// devices it has adopted; `IODIR.INVAL_DDT` with `DV` = 0 would reach other tenants.
     Everything,
 }
 
 /// A range of first-stage pages: `IOTINVAL.VMA` with AV = 1.
+///
+/// The guest chooses its length, up to the whole address space. A driver whose IOMMU has no range operand
+/// (`capabilities.S`) issues at most a few commands of one page each, and beyond that an
+/// [`AddressSpace`](Invalidation::AddressSpace) or [`FirstStage`](Invalidation::FirstStage); without a non-leaf operand
+/// (`NL`) a `non_leaf` range becomes one of these too. With `S`,
+/// [`PageRange::covering`](crate::cmdq::PageRange::covering) gives the one command that holds the range; where that is
+/// much wider than the range, several are better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Pages {

@@ -5,6 +5,7 @@ mod bits;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{Gpa, Iova, PAGE_SIZE};
+use crate::error::IllegalCommand;
 use crate::id::{DeviceId, Gscid, ProcessId, Pscid};
 use crate::regs::{Capabilities, DdtpMode};
 
@@ -66,6 +67,24 @@ pub struct Iotinval {
 impl Iotinval {
     /// Everything: no operand valid.
     pub const ALL: Self = Self { gscid: None, pscid: None, range: None };
+
+    /// The same within one second-stage address space.
+    #[must_use]
+    pub const fn with_gscid(self, gscid: Gscid) -> Self {
+        Self { gscid: Some(gscid), ..self }
+    }
+
+    /// The same within one first-stage address space.
+    #[must_use]
+    pub const fn with_pscid(self, pscid: Pscid) -> Self {
+        Self { pscid: Some(pscid), ..self }
+    }
+
+    /// The same for some pages.
+    #[must_use]
+    pub const fn with_range(self, range: PageRange) -> Self {
+        Self { range: Some(range), ..self }
+    }
 }
 
 /// The pages an `IOTINVAL` with `AV` names: one, or a naturally aligned power of two of them.
@@ -155,16 +174,17 @@ pub struct IofenceC {
 impl IofenceC {
     /// A fence that orders reads and writes and stores nothing.
     pub const READS_AND_WRITES: Self = Self { store: None, wsi: false, pr: true, pw: true };
-}
 
-/// A command this IOMMU does not carry out: a reserved encoding, a reserved bit that is 1, or one it does not offer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Illegal;
+    /// The same with a store of `data` to `at`, a multiple of 4, when it is complete.
+    #[must_use]
+    pub const fn with_store(self, at: Gpa, data: u32) -> Self {
+        Self { store: Some((at, data)), ..self }
+    }
+}
 
 /// What legality depends on beyond the command itself (rule VC-02): the registers the guest sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "callers name all three")]
+#[non_exhaustive]
 pub struct Legality {
     /// `capabilities`.
     pub capabilities: Capabilities,
@@ -174,14 +194,22 @@ pub struct Legality {
     pub mode: DdtpMode,
 }
 
+impl Legality {
+    /// What a guest sees that reads this `capabilities`, wrote this `fctl.WSI` and this `ddtp.iommu_mode`.
+    #[must_use]
+    pub const fn new(capabilities: Capabilities, wsi: bool, mode: DdtpMode) -> Self {
+        Self { capabilities, wsi, mode }
+    }
+}
+
 impl Command {
     /// Decodes a command and judges it by what the guest was shown.
     ///
     /// Operands that the command ignores may hold anything (rule CMD-07).
     ///
     /// # Errors
-    /// [`Illegal`] for everything the guest gets `cmd_ill` for.
-    pub fn decode(raw: RawCommand, legality: &Legality) -> Result<Self, Illegal> {
+    /// [`IllegalCommand`] for everything the guest gets `cmd_ill` for.
+    pub fn decode(raw: RawCommand, legality: &Legality) -> Result<Self, IllegalCommand> {
         let bits = raw.bits();
         let head = Head::from_bits(bits);
         match (head.opcode(), head.func3()) {
@@ -193,7 +221,7 @@ impl Command {
                     range: command.av().then(|| PageRange::decode(command.page(), command.s(), command.nl())),
                 };
                 match (command.is_reserved(legality.capabilities), func3, operands.pscid) {
-                    (true, ..) | (_, 1, Some(_)) => Err(Illegal),
+                    (true, ..) | (_, 1, Some(_)) => Err(IllegalCommand),
                     (_, 0, _) => Ok(Self::IotinvalVma(operands)),
                     // Without GV every VM is meant and no address is looked at (rule GVM-01).
                     _ if operands.gscid.is_none() => Ok(Self::IotinvalGvma(Iotinval::ALL)),
@@ -203,7 +231,7 @@ impl Command {
             (IOFENCE, 0) => {
                 let command = IofenceBits::from_bits(bits);
                 if command.is_reserved() || (command.wsi() && !legality.wsi) {
-                    return Err(Illegal);
+                    return Err(IllegalCommand);
                 }
                 let store = command.av().then(|| (Gpa::new(command.addr() << 2), command.data()));
                 Ok(Self::IofenceC(IofenceC { store, wsi: command.wsi(), pr: command.pr(), pw: command.pw() }))
@@ -215,19 +243,19 @@ impl Command {
                 let width = legality.mode.device_id_width(legality.capabilities.msi_flat());
                 let legal_device = !command.dv() || command.did().fits(width);
                 if command.is_reserved() || !legal_device {
-                    return Err(Illegal);
+                    return Err(IllegalCommand);
                 }
                 match (func3, command.dv(), command.pid()) {
-                    (0, _, pid) if pid.get() != 0 => Err(Illegal),
+                    (0, _, pid) if pid.get() != 0 => Err(IllegalCommand),
                     (0, dv, _) => Ok(Self::IodirInvalDdt(dv.then(|| command.did()))),
                     (_, true, pid) if pid.fits(process_id_width(legality.capabilities)) => {
                         Ok(Self::IodirInvalPdt(command.did(), pid))
                     }
-                    _ => Err(Illegal),
+                    _ => Err(IllegalCommand),
                 }
             }
             // ATS commands belong here once `capabilities.ATS` can be offered.
-            _ => Err(Illegal),
+            _ => Err(IllegalCommand),
         }
     }
 

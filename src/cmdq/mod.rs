@@ -2,7 +2,7 @@
 
 pub mod command;
 
-pub use command::{Command, Illegal, IofenceC, Iotinval, Legality, PageRange, RawCommand};
+pub use command::{Command, IofenceC, Iotinval, Legality, PageRange, RawCommand};
 
 use zerocopy::FromZeros;
 
@@ -101,11 +101,8 @@ impl CommandQueue {
         raw: RawCommand,
         env: &mut Env<'_, B, DEVICES, BATCH>,
     ) -> Flow {
-        let legality = Legality {
-            capabilities: env.registers.capabilities(),
-            wsi: env.registers.fctl().wsi(),
-            mode: env.registers.mode(),
-        };
+        let registers = &*env.registers;
+        let legality = Legality::new(registers.capabilities(), registers.fctl().wsi(), registers.mode());
         let Ok(command) = Command::decode(raw, &legality) else {
             log::debug!("illegal command {raw:x?}");
             set_status(env.registers, |csr| csr.with_cmd_ill(true));
@@ -132,7 +129,7 @@ impl CommandQueue {
             // Spaces of VMs of the guest's own, and their second stage: there are none (rules VC-22, VC-30). Process
             // directories are not offered either.
             Command::IotinvalVma(_) | Command::IotinvalGvma(_) | Command::IodirInvalPdt(..) => {}
-            Command::IodirInvalDdt(device) => env.nest.name(device),
+            Command::IodirInvalDdt(device) => env.nest.inval_ddt(device),
             Command::IofenceC(fence) => {
                 self.fence = Some((fence, Barrier::new(FenceScope::new(fence.pr, fence.pw))));
                 return self.go_on_with_fence(env);
@@ -190,7 +187,7 @@ fn fetch<'b, B: Backend, const DEVICES: usize, const BATCH: usize>(
     let view = View::of(registers);
     let at = ring.address(registers.cqh());
     let span = ring.span(registers.cqh(), registers.cqt());
-    let (commands, _) = buffer.split_at_mut(usize::try_from(span).unwrap_or(SPAN).min(SPAN));
+    let commands = buffer.get_mut(..usize::try_from(span).unwrap_or(SPAN).min(SPAN)).unwrap_or_default();
     match (view.load(env.backend, at, &mut *commands), commands) {
         (Ok(()), commands) => Ok(commands),
         (Err(_), [first, _, ..]) => {

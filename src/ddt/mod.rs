@@ -60,7 +60,7 @@ impl Directory {
             0 => (0, self.width(1)),
             _ => (self.width(level), NON_LEAF_BITS),
         };
-        u64::from(id.get() >> below & !(u32::MAX << bits))
+        u64::from(id.get().wrapping_shr(below) & !u32::MAX.wrapping_shl(bits))
     }
 
     /// Finds and checks the context of a device: "Process to locate the Device-context".

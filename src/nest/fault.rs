@@ -7,7 +7,7 @@ use crate::regs::file::Registers;
 
 use super::Nest;
 use super::context::Reading;
-use super::slot::{Attachment, Phase, Reread, Step};
+use super::slot::{Attachment, Phase, Reread};
 
 /// What to do with a host fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,12 +40,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         let origin = Origin { device: slot.id, access, process, privileged, iova };
         let report = |cause, dtf| Verdict::Report { fault: Fault::new(cause), origin, dtf };
         // A blocked state on the way to the context, or from the last one, has faults of the host's structures too.
-        let in_transit = slot.was_blocked
-            && match slot.step {
-                Step::Final => false,
-                Step::Unfenced => true,
-                Step::Fenced(ticket) => ticket > self.completed,
-            };
+        let in_transit = slot.was_blocked && !slot.step.is_final(self.completed);
         match shown_as(fault) {
             // Blocked devices do not have these: one that was open had it then, whatever it has been given since.
             Shown::Guests(cause) if slot.was_open => return report(cause, slot.dtf),
@@ -63,6 +58,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             // The guest's context is good, and the host does not carry it out.
             return report(access.access_fault(), dtf);
         }
+        // Not `reread`: a fault is no reason to try a context again that the host refused.
         slot.stale = slot.stale.max(Some(Reread::Unasked));
         Verdict::Reread
     }

@@ -107,7 +107,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         backend: &mut B,
     ) -> Result<Attachment, AttachError> {
         if self.health == Health::Failed || self.locked {
-            return Err(AttachError::Failed);
+            return Err(AttachError::NeedsReset);
         }
         if self.slots.iter().any(|slot| slot.id == id) {
             return Err(AttachError::IdInUse);
@@ -128,19 +128,19 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             }
         };
         self.generations = self.generations.wrapping_add(1);
-        let slot = Slot::new(id, device, self.generations);
+        let mut slot = Slot::new(id, device, self.generations);
         let attachment = slot.attachment();
         let weaker = mismatch(promised, &host);
+        if weaker.is_some() {
+            // It was adopted: it leaves as every device does, blocked, invalidated and fenced.
+            slot.leave();
+        }
         if self.slots.push(slot).is_err() {
             return Err(AttachError::Full);
         }
         match weaker {
             None => Ok(attachment),
-            Some(mismatch) => {
-                // It was adopted: it leaves as every device does, blocked, invalidated and fenced.
-                let _ = self.detach(id);
-                Err(AttachError::Capability(mismatch.name()))
-            }
+            Some(mismatch) => Err(AttachError::Capability(mismatch.name())),
         }
     }
 
@@ -156,7 +156,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
     }
 
     pub(crate) fn detach_all(&mut self) {
-        for slot in &mut self.slots {
+        for slot in self.slots.iter_mut().filter(|slot| slot.phase != Phase::Leaving) {
             slot.leave();
         }
     }
@@ -188,7 +188,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
     }
 
     /// `IODIR.INVAL_DDT`: hardware forgets the device's entries, and its context is read again.
-    pub(crate) fn name(&mut self, id: Option<DeviceId>) {
+    pub(crate) fn inval_ddt(&mut self, id: Option<DeviceId>) {
         for slot in self.slots.iter_mut().filter(|slot| id.is_none_or(|id| slot.id == id)) {
             slot.reread(Reread::Named);
         }

@@ -5,7 +5,7 @@ use crate::error::OrderError;
 use crate::progress::{Budget, Progress};
 use crate::regs::file::Registers;
 
-use super::slot::Step;
+use super::slot::{Slot, Step};
 use super::{Health, Nest, Residue, Stalled};
 
 /// A fence that somebody waits for.
@@ -105,7 +105,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
     }
 
     pub(super) fn complete(&mut self, ticket: Ticket) {
-        self.completed = self.completed.max(ticket);
+        self.completed = ticket;
         if let Residue::GoneAfter(last) = self.residue {
             if self.completed >= last {
                 self.residue = Residue::None;
@@ -205,7 +205,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
 
     /// Whether the reset is all there is to wait for: nothing the guest ordered can be reached by a device.
     fn is_locked_up(&self) -> bool {
-        self.locked && self.slots.iter().all(super::Slot::is_blocked)
+        self.locked && self.slots.iter().all(Slot::is_blocked)
     }
 
     /// The physical side failed: one attempt to block every device, and no further order.

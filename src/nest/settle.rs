@@ -6,7 +6,7 @@ use crate::progress::{Budget, Progress};
 use crate::regs::file::Registers;
 
 use super::context::Reading;
-use super::slot::{Phase, Reread, Step};
+use super::slot::{Phase, Reread, Slot, Step};
 use super::{Health, Nest, Residue, Stalled};
 
 /// Most blocked states a host may go through on the way to one context: as many as there are stores that have to settle
@@ -161,7 +161,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
     /// Fences the slots that hold for one, and lets those go on whose fence is complete; whether any did.
     fn step_on<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) -> Result<bool, Stalled> {
         let locked = self.locked;
-        let holds = |slot: &super::Slot<D>| slot.hold && (!locked || slot.phase == Phase::Leaving);
+        let holds = |slot: &Slot<D>| slot.hold && (!locked || slot.phase == Phase::Leaving);
         if self.slots.iter().any(|slot| holds(slot) && slot.step == Step::Unfenced) {
             self.flush(physical)?;
             self.issue_fence(FenceScope::ALL, physical)?;
@@ -169,7 +169,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         let mut went_on = false;
         let mut index = 0_usize;
         while let Some(slot) = self.slots.get_mut(index) {
-            if matches!(slot.step, Step::Fenced(ticket) if ticket <= self.completed) {
+            if slot.step != Step::Final && slot.step.is_final(self.completed) {
                 slot.step = Step::Final;
                 slot.was_blocked = false;
                 if core::mem::take(&mut slot.hold) {

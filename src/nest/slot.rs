@@ -53,6 +53,17 @@ pub(super) enum Step {
     Fenced(Ticket),
 }
 
+impl Step {
+    /// Whether the change is final once every fence up to `completed` is complete.
+    pub(super) fn is_final(self, completed: Ticket) -> bool {
+        match self {
+            Self::Final => true,
+            Self::Unfenced => false,
+            Self::Fenced(ticket) => ticket <= completed,
+        }
+    }
+}
+
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts about one device")]
 pub(super) struct Slot<D> {

@@ -74,10 +74,7 @@ impl Registers {
     /// The state after a reset (rules REG-RST-01 to REG-RST-05).
     // UNSPECIFIED: what the specification leaves open is 0.
     pub(crate) const fn of(setup: Setup) -> Self {
-        let mode = match setup.reset_mode {
-            DdtpMode::Bare => 1,
-            _ => 0,
-        };
+        let mode = setup.reset_mode.encoding();
         Self {
             setup,
             fctl: Fctl::new().with_wsi(matches!(setup.capabilities.igs(), Igs::Wsi)),

@@ -66,6 +66,16 @@ impl DdtpMode {
 }
 
 impl DdtpMode {
+    /// The value of the 4-bit field; a directory has 1 to 3 levels.
+    #[must_use]
+    pub const fn encoding(self) -> u8 {
+        match self {
+            Self::Off => 0,
+            Self::Bare => 1,
+            Self::Levels(levels) => levels.saturating_add(1),
+        }
+    }
+
     /// Bits of `device_id` that a directory of this mode takes, with extended-format contexts or base-format ones; all
     /// 24 where there is no directory (rule DDT-04).
     #[must_use]
@@ -269,5 +279,6 @@ mod tests {
         assert_eq!(DdtpMode::decode(1), Some(DdtpMode::Bare));
         assert_eq!(DdtpMode::decode(4), Some(DdtpMode::Levels(3)));
         assert!((5..16).all(|bits| DdtpMode::decode(bits).is_none()));
+        assert!((0..5).all(|bits| DdtpMode::decode(bits).is_some_and(|mode| mode.encoding() == bits)));
     }
 }

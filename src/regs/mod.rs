@@ -10,12 +10,6 @@ pub mod layout;
 pub use capabilities::{Capabilities, Igs};
 pub use layout::{Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Icvec, Ipsr, MsiAddr, MsiVecCtl, QueueBase};
 
-/// Size in bytes of the register page. A host traps exactly this one page.
-pub const PAGE_BYTES: u64 = 4096;
-
-/// Entries of the MSI configuration table in the register layout.
-pub(crate) const MAX_VECTORS: u8 = 16;
-
 /// Width of a register access. Other widths are UNSPECIFIED; see [`mmio_read`](crate::VIommu::mmio_read).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -37,6 +31,12 @@ impl Width {
     }
 }
 
+/// The low half of a register, or of a value on its way to or from one.
+#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
+pub(crate) const fn low_half(value: u64) -> u32 {
+    value as u32
+}
+
 /// A register that is present. Those of facilities not offered (ATS, HPM, DBG, QOSID), reserved and custom offsets
 /// have none: they read 0 and ignore writes (rules REG-ACC-11 to REG-ACC-13).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub(crate) enum Register {
     Fqcsr,
     Ipsr,
     Icvec,
-    /// `msi_addr_x` of this vector, below [`MAX_VECTORS`].
+    /// `msi_addr_x` of this vector, below 16.
     MsiAddr(u8),
     MsiData(u8),
     MsiVecCtl(u8),

@@ -427,3 +427,16 @@ fn t17_nothing_a_guest_does_is_logged_louder_than_debug() {
     });
     assert_eq!(outcome, Ok(()));
 }
+
+#[test]
+fn t17_a_host_that_refuses_to_invalidate_is_complained_of_once() {
+    let _ = log::set_logger(&Lines);
+    log::set_max_level(LevelFilter::Trace);
+    let mut vm = Vm::translating();
+    (0..64).for_each(|_| vm.physical.answer_next_invalidate(Err(OrderError::Refused { done: 0 })));
+    let _ = vm.iommu.detach(DEVICE);
+    // The device that can not leave is tried again whenever the guest fences.
+    (0..8).for_each(|_| vm.ring(&[Iofence::PLAIN.encode()]));
+    let loud = LINES.with_borrow_mut(|lines| lines.drain(..).filter(|(level, _)| *level < Level::Debug).count());
+    assert_eq!(loud, 1);
+}

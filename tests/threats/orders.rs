@@ -64,7 +64,7 @@ fn t19_a_failure_stays_until_the_reset() {
     }
     assert_eq!(vm.context(), Some(Context::Blocked));
     assert!(!vm.orders().contains(&Order::Release(NVME)));
-    assert_eq!(vm.iommu.attach(OTHER, NIC, DevicePolicy::default()), Err(AttachError::Failed));
+    assert_eq!(vm.iommu.attach(OTHER, NIC, DevicePolicy::default()), Err(AttachError::NeedsReset));
     let _ = vm.iommu.reset();
     assert_eq!((vm.iommu.health(), vm.orders().last()), (Health::Good, Some(&Order::Release(NVME))));
 }

@@ -27,11 +27,11 @@ const NL: u64 = 1 << 34;
 /// Operand bit of the second word.
 const S: u64 = 1 << 9;
 
-fn decode_by(legality: &Legality, low: u64, high: u64) -> Result<Command, Illegal> {
+fn decode_by(legality: &Legality, low: u64, high: u64) -> Result<Command, IllegalCommand> {
     Command::decode(RawCommand { low, high }, legality)
 }
 
-fn decode(low: u64, high: u64) -> Result<Command, Illegal> {
+fn decode(low: u64, high: u64) -> Result<Command, IllegalCommand> {
     decode_by(&GUEST, low, high)
 }
 
@@ -77,7 +77,7 @@ fn gvma_operands_are_decoded() {
     assert_eq!(decode(GVMA | GV | 0x0fff_f000_0000_0000, 0), is(Some(0xffff), None), "GVM-02");
     assert_eq!(decode(GVMA | GV | AV, 0x400), is(Some(0), Some(page(0x1000))), "GVM-03");
     for low in [GVMA | PSCV, GVMA | PSCV | GV, GVMA | PSCV | GV | AV] {
-        assert_eq!(decode(low, 0), Err(Illegal), "CMD-06, QCMD-02: {low:#x}");
+        assert_eq!(decode(low, 0), Err(IllegalCommand), "CMD-06, QCMD-02: {low:#x}");
     }
 }
 
@@ -103,8 +103,8 @@ fn directory_operands_are_decoded() {
     assert_eq!(decode(low, 0), Ok(Command::IodirInvalDdt(Some(device(0xab_cdef)))), "CMD-10");
     let pdt = |did, pid| Ok(Command::IodirInvalPdt(device(did), ProcessId::truncate(pid)));
     assert_eq!(decode(INVAL_PDT | DV | 0xabcd_ef00_000f_f000, 0), pdt(0xab_cdef, 0xff), "CMD-10, DIR-03");
-    assert_eq!(decode(INVAL_PDT | 0x0000_0100_0000_1000, 0), Err(Illegal), "CMD-12, QCMD-05");
-    assert_eq!(decode(INVAL_PDT, 0), Err(Illegal), "CMD-12");
+    assert_eq!(decode(INVAL_PDT | 0x0000_0100_0000_1000, 0), Err(IllegalCommand), "CMD-12, QCMD-05");
+    assert_eq!(decode(INVAL_PDT, 0), Err(IllegalCommand), "CMD-12");
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn every_reserved_bit_is_illegal() {
             words[word] ^= bit;
             let [low, high] = words;
             if mask[word] & bit != 0 {
-                assert_eq!(decode_by(&wide, low, high), Err(Illegal), "{rule}: {low:#x} {high:#x}");
+                assert_eq!(decode_by(&wide, low, high), Err(IllegalCommand), "{rule}: {low:#x} {high:#x}");
             } else if ![(GVMA | GV, PSCV), (INVAL_PDT | DV, DV)].contains(&(words[word] ^ bit, bit)) {
                 assert!(decode_by(&wide, low, high).is_ok(), "{rule}: {low:#x} {high:#x}");
             }
@@ -176,12 +176,12 @@ fn what_is_not_offered_is_illegal_whether_used_or_not() {
         }
     }
     for low in [FENCE | WSI, FENCE | WSI | AV | PR | PW] {
-        assert_eq!(decode_by(&Legality { wsi: false, ..GUEST }, low, 0), Err(Illegal), "CMD-09");
+        assert_eq!(decode_by(&Legality { wsi: false, ..GUEST }, low, 0), Err(IllegalCommand), "CMD-09");
         assert!(decode_by(&GUEST, low, 0).is_ok(), "CMD-09");
     }
     let ats = Legality { capabilities: GUEST.capabilities.with_ats(false), ..GUEST };
     for low in [0x004, 0x084] {
-        assert_eq!(decode_by(&ats, low, 0), Err(Illegal), "CMD-15, QCMD-06, QCMD-07");
+        assert_eq!(decode_by(&ats, low, 0), Err(IllegalCommand), "CMD-15, QCMD-06, QCMD-07");
     }
 }
 

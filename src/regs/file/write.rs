@@ -2,7 +2,7 @@
 
 use crate::addr::Ppn;
 use crate::regs::{
-    Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Icvec, Igs, Ipsr, MAX_VECTORS, MsiAddr, MsiVecCtl, QueueBase, Register, Width,
+    Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Icvec, Igs, Ipsr, MsiAddr, MsiVecCtl, QueueBase, Register, Width, low_half,
 };
 
 use super::{Effect, MsiEntry, Registers, address_mask};
@@ -158,7 +158,7 @@ impl Registers {
     /// Without MSIs all entries are read-only 0 (rule REG-MSI-08).
     // UNSPECIFIED: so are those past the number of vectors (REG-MSI-09).
     fn write_msi(&mut self, vector: u8, change: impl FnOnce(&mut MsiEntry)) {
-        let present = self.setup.capabilities.igs() != Igs::Wsi && vector < self.setup.vectors.min(MAX_VECTORS);
+        let present = self.setup.capabilities.igs() != Igs::Wsi && vector < self.setup.vectors;
         if let (true, Some(entry)) = (present, self.msi.get_mut(usize::from(vector))) {
             change(entry);
         }
@@ -177,9 +177,4 @@ impl Registers {
     fn address_mask(&self) -> u64 {
         address_mask(self.setup.capabilities.pas())
     }
-}
-
-#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
-const fn low_half(value: u64) -> u32 {
-    value as u32
 }
