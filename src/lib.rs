@@ -20,8 +20,8 @@
 //! | layer | modules | what |
 //! |---|---|---|
 //! | 0 | [`error`] [`id`] [`addr`] `progress` | newtypes, host errors, what a call left to do |
-//! | 1 | [`regs`] [`fault`] [`backend`] | register formats and the register file; causes; the host's traits and orders |
-//! | 2 | `config` `mem` `ring`, formats [`ddt::entry`] [`cmdq::command`] [`faultq::record`] | what is offered; the one place that reads and writes records; queue indices |
+//! | 1 | [`regs::layout`] [`regs::capabilities`] [`regs`] [`fault`] [`backend`] | register formats and where each register is; causes; the host's traits and orders |
+//! | 2 | formats [`ddt::entry`] [`cmdq::command`] [`faultq::record`], `regs::file` `config` `mem` `ring` | records in memory; the register file; what is offered; the one place that reads and writes records; queue indices |
 //! | 4 | [`ddt`] | locating and checking a device context |
 //! | 6 | `interrupt` [`faultq`] `nest` [`cmdq`] | what the IOMMU does |
 //! | 8 | `viommu` | owns everything; the only module that sees everything |
