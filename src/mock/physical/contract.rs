@@ -68,7 +68,7 @@ impl Contract {
         assert!(!self.failed, "contract: adopt of {device:?} after Fatal and before a reset");
         match answer {
             Ok(_) => drop(self.devices.insert(device, Books::default())),
-            Err(error) => self.failed |= *error == OrderError::Fatal,
+            Err(error) => self.answered(*error),
         }
     }
 
@@ -95,7 +95,9 @@ impl Contract {
         };
         books.touched = now;
         books.cached = true;
-        self.failed |= answer == Err(OrderError::Fatal);
+        if let Err(error) = answer {
+            self.answered(error);
+        }
     }
 
     pub(super) fn invalidate(&mut self, orders: &[Invalidation<PhysicalDevice>], answer: Result<(), OrderError>) {
@@ -121,9 +123,10 @@ impl Contract {
             // Degraded ends with a flush of everything, or of every device.
             Ok(()) if everything || self.devices.values().all(|books| !books.cached) => self.flush = Flush::Fine,
             Err(OrderError::Refused { .. }) if everything => self.flush = Flush::Degraded,
+            Err(OrderError::Refused { .. }) if self.flush == Flush::Degraded => {}
             Err(OrderError::Refused { .. }) => self.flush = Flush::Refused,
-            Err(OrderError::Fatal) => self.failed = true,
-            Ok(()) | Err(OrderError::Busy) => {}
+            Err(error) => self.answered(error),
+            Ok(()) => {}
         }
     }
 
@@ -153,7 +156,9 @@ impl Contract {
             return;
         }
         self.last_ticket = Some(upto);
-        self.failed |= answer == Err(OrderError::Fatal);
+        if let Err(error) = answer {
+            self.answered(error);
+        }
         if let Ok(completion) = answer {
             self.fences.insert(upto, self.now);
             if completion == Completion::Done {
@@ -179,6 +184,14 @@ impl Contract {
         assert!(!books.cached || failed, "contract: release of {device:?} without its invalidation");
         assert!(books.touched <= fenced || failed, "contract: release of {device:?} before a completed fence");
         self.devices.remove(&device);
+    }
+
+    /// After Fatal no batch is issued again: every device is blocked until all is flushed.
+    fn answered(&mut self, error: OrderError) {
+        if error == OrderError::Fatal {
+            self.failed = true;
+            self.flush = Flush::Degraded;
+        }
     }
 
     fn books(&mut self, device: PhysicalDevice, order: &str) -> &mut Books {
