@@ -24,7 +24,7 @@
 //! | 2 | formats [`ddt::entry`] [`cmdq::command`] [`faultq::record`], `regs::file` `config` `mem` `ring` | records in memory; the register file; what is offered; the one place that reads and writes records; queue indices |
 //! | 4 | [`ddt`] | locating and checking a device context |
 //! | 6 | `interrupt` [`faultq`] `nest` [`cmdq`] | what the IOMMU does |
-//! | 8 | `viommu` | owns everything; the only module that sees everything |
+//! | 8 | `stats` `viommu` | counts; `viommu` owns everything; the only module that sees everything |
 //! | 9 | `mock` | doubles for tests, feature `mock` |
 //!
 //! Formats have no behaviour and are public, to encode as well as to decode: a host's driver of the physical IOMMU uses
@@ -76,6 +76,7 @@ mod nest;
 mod progress;
 pub mod regs;
 mod ring;
+mod stats;
 mod viommu;
 
 /// The snippets of the README, compiled.
@@ -96,4 +97,5 @@ pub use id::{DeviceId, FirstStageMode, Gscid, ProcessId, Pscid, SecondStageMode}
 pub use nest::{Attachment, Health};
 pub use progress::Progress;
 pub use regs::{Capabilities, Igs, Width};
-pub use viommu::{Attached, DevicePolicy, Stats, VIommu};
+pub use stats::Stats;
+pub use viommu::{Attached, DevicePolicy, VIommu};

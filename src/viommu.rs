@@ -5,13 +5,14 @@ use crate::cmdq::{CommandQueue, Env};
 use crate::config::Config;
 use crate::error::{AttachError, ConfigError, DetachError};
 use crate::fault::Fault;
-use crate::faultq::{self, FaultQueue, HostFault, Origin, Recorded};
+use crate::faultq::{self, FaultQueue, HostFault, Origin};
 use crate::id::DeviceId;
 use crate::interrupt::Signals;
 use crate::nest::{Attachment, Barrier, Health, Nest, Verdict};
 use crate::progress::{Budget, Progress};
 use crate::regs::file::{Effect, Registers};
 use crate::regs::{Width, low_half};
+use crate::stats::Stats;
 
 /// A virtual RISC-V IOMMU for one guest.
 ///
@@ -49,22 +50,6 @@ pub struct VIommu<B: Backend, const DEVICES: usize = 16, const BATCH: usize = 16
     stats: Stats,
 }
 
-/// Counts of what no register shows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Fault records written.
-    pub faults_recorded: u64,
-    /// Faults that the last record, still unread, stands for.
-    pub faults_coalesced: u64,
-    /// Faults the guest is not shown: its queue is off or in error, `DTF`, or the host's own.
-    pub faults_withheld: u64,
-    /// Faults the host said it lost.
-    pub faults_lost: u64,
-    /// Events that presented an old [`Attachment`].
-    pub stale_events: u64,
-}
-
 /// What the host may grant a device. There is nothing to grant beyond translation yet; ATS and page requests will be
 /// granted here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,13 +81,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
             nest: Nest::new(),
             directory: None,
             progress: Progress::Idle,
-            stats: Stats {
-                faults_recorded: 0,
-                faults_coalesced: 0,
-                faults_withheld: 0,
-                faults_lost: 0,
-                stale_events: 0,
-            },
+            stats: Stats::NONE,
         }
     }
 
@@ -386,16 +365,5 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
     fn fault_queue(&mut self) -> (&mut FaultQueue, faultq::Env<'_, B>, &mut Stats) {
         let Self { backend, registers, signals, faults, nest, stats, .. } = self;
         (faults, faultq::Env { registers, signals, memory: backend, fenced: nest.completed() }, stats)
-    }
-}
-
-impl Stats {
-    fn count(&mut self, recorded: Recorded) {
-        let counter = match recorded {
-            Recorded::Yes => &mut self.faults_recorded,
-            Recorded::Coalesced => &mut self.faults_coalesced,
-            Recorded::No => &mut self.faults_withheld,
-        };
-        *counter = counter.wrapping_add(1);
     }
 }
