@@ -88,10 +88,10 @@ impl FaultQueue {
 
     /// Writes a record, in the order of rule FQ-02; that `DTF` was looked at before can not be observed.
     ///
-    // UNSPECIFIED: how long one record stands for others.
     /// A record that says what the last one says, while that one is unread, stands for it (rule FQ-07): unless the
     /// guest has to be interrupted for it, or has completed a fence since, which may have mended what the last one
     /// was about.
+    // UNSPECIFIED: how long one record stands for others.
     fn queue(&mut self, record: FaultRecord, env: &mut Env<'_, impl GuestMemory>) -> Recorded {
         let Env { registers, signals, memory, fenced } = env;
         let csr = registers.fqcsr();

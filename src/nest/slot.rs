@@ -83,7 +83,7 @@ pub(super) struct Slot<D> {
     pub(super) step: Step,
     /// Nothing more is done to the device before that fence, which the crate issues by itself.
     pub(super) hold: bool,
-    /// The device was blocked at some time since the last change before this one was final.
+    /// The device was blocked at some time since its context was last final.
     pub(super) was_blocked: bool,
     /// Hardware has translated for the device since it came, or since the reset.
     pub(super) was_open: bool,
