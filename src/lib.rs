@@ -21,7 +21,7 @@
 //! |---|---|---|
 //! | 0 | [`error`] [`id`] [`addr`] `progress` | newtypes, host errors, what a call left to do |
 //! | 1 | [`regs::layout`] [`regs::capabilities`] [`regs`] [`fault`] [`backend`] | register formats and where each register is; causes; the host's traits and orders |
-//! | 2 | formats [`ddt::entry`] [`cmdq::command`] [`faultq::record`], `regs::file` `config` `mem` `ring` | records in memory; the register file; what is offered; the one place that reads and writes records; queue indices |
+//! | 2 | formats [`ddt::entry`] [`cmdq::command`] [`faultq::record`] [`pt`] [`msi`], `regs::file` `config` `mem` `ring` | records in memory; the register file; what is offered; the one place that reads and writes records; queue indices |
 //! | 4 | [`ddt`] | locating and checking a device context |
 //! | 6 | `interrupt` [`faultq`] `nest` [`cmdq`] | what the IOMMU does |
 //! | 8 | `stats` `viommu` | counts; `viommu` owns everything; the only module that sees everything |
@@ -72,8 +72,10 @@ mod interrupt;
 mod mem;
 #[cfg(feature = "mock")]
 pub mod mock;
+pub mod msi;
 mod nest;
 mod progress;
+pub mod pt;
 pub mod regs;
 mod ring;
 mod stats;
@@ -96,6 +98,6 @@ pub use faultq::{FaultHead, FaultRecord, HostFault, Quirks};
 pub use id::{DeviceId, FirstStageMode, Gscid, ProcessId, Pscid, SecondStageMode};
 pub use nest::{Attachment, Health};
 pub use progress::Progress;
-pub use regs::{Capabilities, Igs, Width};
+pub use regs::{Capabilities, Igs, Register, Width};
 pub use stats::Stats;
 pub use viommu::{Attached, DevicePolicy, VIommu};

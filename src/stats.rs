@@ -1,11 +1,14 @@
 //! Counts.
 
+use crate::cmdq::CommandCounts;
 use crate::faultq::Recorded;
 
 /// Counts of what no register shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
+    /// Commands the guest had carried out, and those that stopped its queue.
+    pub commands: CommandCounts,
     /// Fault records written.
     pub faults_recorded: u64,
     /// Faults that the last record, still unread, stands for.
@@ -19,8 +22,14 @@ pub struct Stats {
 }
 
 impl Stats {
-    pub(crate) const NONE: Self =
-        Self { faults_recorded: 0, faults_coalesced: 0, faults_withheld: 0, faults_lost: 0, stale_events: 0 };
+    pub(crate) const NONE: Self = Self {
+        commands: CommandCounts::NONE,
+        faults_recorded: 0,
+        faults_coalesced: 0,
+        faults_withheld: 0,
+        faults_lost: 0,
+        stale_events: 0,
+    };
 
     /// Counts what became of a fault.
     pub(crate) fn count(&mut self, recorded: Recorded) {

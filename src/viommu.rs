@@ -322,6 +322,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
             nest: &mut self.nest,
             backend: &mut self.backend,
             budget: &mut budget,
+            counts: &mut self.stats.commands,
         });
         self.progress = waits.max(went);
     }

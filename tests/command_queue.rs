@@ -841,3 +841,25 @@ fn a_fence_waits_for_the_contexts_named_before_it() {
     assert_eq!(guest.iommu.run(), Progress::Idle);
     assert_eq!((guest.cqh(), guest.posts().len()), (2, 1), "VC-86");
 }
+
+#[test]
+fn a_command_counts_when_the_head_passes_it_and_an_illegal_one_when_it_stops_the_queue() {
+    let mut guest = Guest::new();
+    guest.physical.set_pending(true);
+    let device = DeviceId::new(DEVICE).unwrap();
+    let kinds =
+        [Iotinval::ALL.vma(), Iotinval::ALL.gvma(), inval_ddt(None), inval_pdt(device, ProcessId::new(0).unwrap())];
+    let _ = guest.ring(kinds.into_iter().chain([fence(), ILLEGAL]));
+    let counts = |guest: &Guest| guest.iommu.stats().commands;
+    let vma_gvma_ddt_pdt = |guest: &Guest| {
+        let counts = counts(guest);
+        [counts.iotinval_vma, counts.iotinval_gvma, counts.iodir_inval_ddt, counts.iodir_inval_pdt]
+    };
+    assert_eq!((vma_gvma_ddt_pdt(&guest), counts(&guest).iofence_c), ([1; 4], 0), "the fence waits");
+    while counts(&guest).iofence_c == 0 {
+        let _ = guest.end_fence(FenceOutcome::Complete);
+    }
+    assert_eq!((vma_gvma_ddt_pdt(&guest), counts(&guest).iofence_c, counts(&guest).illegal), ([1; 4], 1, 1));
+    let _ = guest.ring([]);
+    assert_eq!(counts(&guest).illegal, 1, "a stopped queue fetches nothing");
+}

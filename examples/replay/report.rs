@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use riscv_viommu::{Register, Width};
+
 use super::trace::Access;
 use super::{Change, Outcome};
 
@@ -71,34 +73,10 @@ impl Display for Change {
 
 /// The name of what is at `offset` of the register page.
 fn register(offset: u64) -> String {
-    const NAMES: [(u64, &str); 20] = [
-        (0x000, "capabilities"),
-        (0x004, "capabilities[63:32]"),
-        (0x008, "fctl"),
-        (0x010, "ddtp"),
-        (0x014, "ddtp[63:32]"),
-        (0x018, "cqb"),
-        (0x01c, "cqb[63:32]"),
-        (0x020, "cqh"),
-        (0x024, "cqt"),
-        (0x028, "fqb"),
-        (0x02c, "fqb[63:32]"),
-        (0x030, "fqh"),
-        (0x034, "fqt"),
-        (0x048, "cqcsr"),
-        (0x04c, "fqcsr"),
-        (0x050, "pqcsr"),
-        (0x054, "ipsr"),
-        (0x2f8, "icvec"),
-        (0x2fc, "icvec[63:32]"),
-        (0x300, "msi_addr_0"),
-    ];
-    let vector = (offset & 0xff) >> 4;
-    match (offset, offset & 0xc) {
-        (0x300..0x400, 0) => format!("msi_addr_{vector}"),
-        (0x300..0x400, 4) => format!("msi_addr_{vector}[63:32]"),
-        (0x300..0x400, 8) => format!("msi_data_{vector}"),
-        (0x300..0x400, _) => format!("msi_vec_ctl_{vector}"),
-        _ => NAMES.iter().find(|(at, _)| *at == offset).map_or("(no name here)", |(_, name)| name).to_owned(),
+    let upper_half = |low: &Register| low.width() == Width::U64;
+    match (Register::at(offset), offset.checked_sub(4).and_then(Register::at).filter(upper_half)) {
+        (Some(register), _) => register.to_string(),
+        (None, Some(register)) => format!("{register}[63:32]"),
+        (None, None) => "(no register)".to_owned(),
     }
 }

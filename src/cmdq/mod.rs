@@ -1,8 +1,10 @@
 //! The command queue: fetching, carrying out, stopping and going on. [`command`] is the format.
 
 pub mod command;
+mod counts;
 
 pub use command::{Command, IofenceC, Iotinval, Legality, PageRange, RawCommand};
+pub use counts::CommandCounts;
 
 use zerocopy::FromZeros;
 
@@ -24,6 +26,7 @@ pub(crate) struct Env<'a, B: Backend, const DEVICES: usize, const BATCH: usize> 
     pub(crate) nest: &'a mut Nest<B::Device, DEVICES, BATCH>,
     pub(crate) backend: &'a mut B,
     pub(crate) budget: &'a mut Budget,
+    pub(crate) counts: &'a mut CommandCounts,
 }
 
 /// The queue's own state: the fence at its head, while that waits.
@@ -105,6 +108,7 @@ impl CommandQueue {
         let legality = Legality::new(registers.capabilities(), registers.fctl().wsi(), registers.mode());
         let Ok(command) = Command::decode(raw, &legality) else {
             log::debug!("illegal command {raw:x?}");
+            env.counts.count_illegal();
             set_status(env.registers, |csr| csr.with_cmd_ill(true));
             return Flow::Stop;
         };
@@ -135,7 +139,7 @@ impl CommandQueue {
                 return self.go_on_with_fence(env);
             }
         }
-        step_over(env.registers);
+        step_over(&command, env);
         Flow::Next
     }
 
@@ -163,7 +167,7 @@ impl CommandQueue {
                 return Flow::Stop;
             }
         }
-        step_over(env.registers);
+        step_over(&Command::IofenceC(fence), env);
         if fence.wsi {
             set_status(env.registers, |csr| csr.with_fence_w_ip(true));
         }
@@ -199,10 +203,14 @@ fn fetch<'b, B: Backend, const DEVICES: usize, const BATCH: usize>(
 }
 
 /// The head moves past the command at it.
-fn step_over(registers: &mut Registers) {
-    let ring = Ring::<16>::new(registers.cqb());
-    let next = ring.next(registers.cqh());
-    registers.set_cqh(next);
+fn step_over<B: Backend, const DEVICES: usize, const BATCH: usize>(
+    command: &Command,
+    env: &mut Env<'_, B, DEVICES, BATCH>,
+) {
+    let ring = Ring::<16>::new(env.registers.cqb());
+    let next = ring.next(env.registers.cqh());
+    env.registers.set_cqh(next);
+    env.counts.count(command);
 }
 
 /// Sets a status bit; all but `fence_w_ip` stop the queue.

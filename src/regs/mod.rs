@@ -3,6 +3,8 @@
 //! [`layout`] and [`capabilities`] are the bit formats, [`file`] is the state and what reads and writes do to it.
 //! Source: "Memory-mapped register interface".
 
+use core::fmt;
+
 pub mod capabilities;
 pub(crate) mod file;
 pub mod layout;
@@ -37,26 +39,45 @@ pub(crate) const fn low_half(value: u64) -> u32 {
     value as u32
 }
 
-/// A register that is present. Those of facilities not offered (ATS, HPM, DBG, QOSID), reserved and custom offsets
-/// have none: they read 0 and ignore writes (rules REG-ACC-11 to REG-ACC-13).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Register {
+/// A register of the facilities this crate knows; [`Display`](fmt::Display) gives the specification's name.
+///
+/// A host's driver of the physical IOMMU takes the offsets from here, and a host that counts exits the names. In a
+/// vIOMMU the registers of facilities not offered (ATS, HPM, DBG, QOSID), reserved and custom offsets read 0 and ignore
+/// writes (rules REG-ACC-11 to REG-ACC-13). Source: "Register layout".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Register {
+    /// `capabilities`, [`Capabilities`].
     Capabilities,
+    /// `fctl`, [`Fctl`].
     Fctl,
+    /// `ddtp`, [`Ddtp`].
     Ddtp,
+    /// `cqb`, [`QueueBase`].
     Cqb,
+    /// `cqh`: index of the next command to be carried out.
     Cqh,
+    /// `cqt`: index behind the last command; software's.
     Cqt,
+    /// `fqb`, [`QueueBase`].
     Fqb,
+    /// `fqh`: index of the next record to be read; software's.
     Fqh,
+    /// `fqt`: index behind the last record.
     Fqt,
+    /// `cqcsr`, [`Cqcsr`].
     Cqcsr,
+    /// `fqcsr`, [`Fqcsr`].
     Fqcsr,
+    /// `ipsr`, [`Ipsr`].
     Ipsr,
+    /// `icvec`, [`Icvec`].
     Icvec,
-    /// `msi_addr_x` of this vector, below 16.
+    /// `msi_addr_x` of this vector, 0 to 15, [`MsiAddr`].
     MsiAddr(u8),
+    /// `msi_data_x` of this vector, 0 to 15: the 4 bytes that are stored.
     MsiData(u8),
+    /// `msi_vec_ctl_x` of this vector, 0 to 15, [`MsiVecCtl`].
     MsiVecCtl(u8),
 }
 
@@ -118,8 +139,9 @@ impl Register {
         }
     }
 
-    /// The register that starts at `offset` (rules REG-MAP-01 to REG-MAP-33).
-    const fn at(offset: u64) -> Option<Self> {
+    /// The register that starts at `offset` of the register page (rules REG-MAP-01 to REG-MAP-33).
+    #[must_use]
+    pub const fn at(offset: u64) -> Option<Self> {
         Some(match offset {
             0 => Self::Capabilities,
             8 => Self::Fctl,
@@ -149,9 +171,10 @@ impl Register {
         })
     }
 
-    /// Offset in the register page.
-    pub(crate) fn offset(self) -> u16 {
-        let entry = |vector: u8, place: u16| 768_u16.saturating_add(u16::from(vector) << 4).saturating_add(place);
+    /// Offset in the register page, in bytes.
+    #[must_use]
+    pub fn offset(self) -> u16 {
+        let entry = |vector: u8, place: u16| 0x300 | u16::from(vector & 0xf) << 4 | place;
         match self {
             Self::Capabilities => 0,
             Self::Fctl => 8,
@@ -173,7 +196,8 @@ impl Register {
     }
 
     /// Architected width.
-    pub(crate) const fn width(self) -> Width {
+    #[must_use]
+    pub const fn width(self) -> Width {
         match self {
             Self::Capabilities | Self::Ddtp | Self::Cqb | Self::Fqb | Self::Icvec | Self::MsiAddr(_) => Width::U64,
             _ => Width::U32,
@@ -227,6 +251,29 @@ impl Register {
             48..64 => Self::MsiVecCtl(index & 0xf),
             _ => return None,
         })
+    }
+}
+
+impl fmt::Display for Register {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Capabilities => f.pad("capabilities"),
+            Self::Fctl => f.pad("fctl"),
+            Self::Ddtp => f.pad("ddtp"),
+            Self::Cqb => f.pad("cqb"),
+            Self::Cqh => f.pad("cqh"),
+            Self::Cqt => f.pad("cqt"),
+            Self::Fqb => f.pad("fqb"),
+            Self::Fqh => f.pad("fqh"),
+            Self::Fqt => f.pad("fqt"),
+            Self::Cqcsr => f.pad("cqcsr"),
+            Self::Fqcsr => f.pad("fqcsr"),
+            Self::Ipsr => f.pad("ipsr"),
+            Self::Icvec => f.pad("icvec"),
+            Self::MsiAddr(vector) => write!(f, "msi_addr_{vector}"),
+            Self::MsiData(vector) => write!(f, "msi_data_{vector}"),
+            Self::MsiVecCtl(vector) => write!(f, "msi_vec_ctl_{vector}"),
+        }
     }
 }
 

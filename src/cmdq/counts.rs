@@ -1,0 +1,43 @@
+//! Counts of commands.
+
+use super::command::Command;
+
+/// How many commands of each kind the guest's command queue has passed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CommandCounts {
+    /// `IOTINVAL.VMA`.
+    pub iotinval_vma: u64,
+    /// `IOTINVAL.GVMA`.
+    pub iotinval_gvma: u64,
+    /// `IOFENCE.C`.
+    pub iofence_c: u64,
+    /// `IODIR.INVAL_DDT`.
+    pub iodir_inval_ddt: u64,
+    /// `IODIR.INVAL_PDT`.
+    pub iodir_inval_pdt: u64,
+    /// Commands that stopped the queue with `cmd_ill`.
+    pub illegal: u64,
+}
+
+impl CommandCounts {
+    pub(crate) const NONE: Self =
+        Self { iotinval_vma: 0, iotinval_gvma: 0, iofence_c: 0, iodir_inval_ddt: 0, iodir_inval_pdt: 0, illegal: 0 };
+
+    /// Counts a command that the head has passed.
+    pub(super) fn count(&mut self, command: &Command) {
+        let counter = match command {
+            Command::IotinvalVma(_) => &mut self.iotinval_vma,
+            Command::IotinvalGvma(_) => &mut self.iotinval_gvma,
+            Command::IofenceC(_) => &mut self.iofence_c,
+            Command::IodirInvalDdt(_) => &mut self.iodir_inval_ddt,
+            Command::IodirInvalPdt(..) => &mut self.iodir_inval_pdt,
+        };
+        *counter = counter.wrapping_add(1);
+    }
+
+    /// Counts a command that stopped the queue.
+    pub(super) fn count_illegal(&mut self) {
+        self.illegal = self.illegal.wrapping_add(1);
+    }
+}

@@ -1,0 +1,5 @@
+//! MSI page tables. [`pte`] is the format of their entries.
+
+pub mod pte;
+
+pub use pte::MsiPte;
