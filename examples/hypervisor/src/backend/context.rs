@@ -1,0 +1,241 @@
+//! From one device context to the next, without a moment in which the hardware sees a mixture (rules UPD-05, UPD-07).
+//!
+//! A context is 64 bytes, and the IOMMU reads 8 at a time. So a live one is changed in place only where a single word
+//! differs. Else the device is blocked first, by one store: `iohgatp` becomes an empty table. Once that is in force (the
+//! crate invalidates and fences between steps) the other words may change, and the last step opens it again. Blocked
+//! contexts are valid ones, so that their faults can be masked (`DTF`) and the queue that all VMs share is not filled.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use riscv_viommu::ddt::{Fsc, Iohgatp, MsiPageBits, Msiptp, Ta, Tc};
+use riscv_viommu::{Applied, Context, FirstStage};
+
+/// Where each word is.
+const TC: usize = 0;
+const IOHGATP: usize = 1;
+const TA: usize = 2;
+const FSC: usize = 3;
+const MSIPTP: usize = 4;
+const MSI_ADDR_MASK: usize = 5;
+const MSI_ADDR_PATTERN: usize = 6;
+
+/// The words of a physical context, as they are in memory.
+pub type Words = [AtomicU64; 8];
+
+/// What is the host's in the contexts of one VM.
+#[derive(Clone, Copy, Debug)]
+pub struct Host {
+    /// The DMA second stage, under the VM's GSCID.
+    pub open: Iohgatp,
+    /// An empty table, under a GSCID that this VM uses for nothing else.
+    pub blocked: Iohgatp,
+    /// The VM's interrupt files.
+    pub msiptp: Msiptp,
+    /// Which page number bits select one of them.
+    pub mask: MsiPageBits,
+    /// What the other bits are.
+    pub pattern: MsiPageBits,
+}
+
+/// The words that the guest decides about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Guest {
+    tc: Tc,
+    ta: Ta,
+    fsc: Fsc,
+}
+
+impl Guest {
+    /// `None` for a context this hypervisor does not know.
+    fn of(context: &Context) -> Option<Self> {
+        let valid = Tc::new().with_v(true);
+        Some(match *context {
+            Context::SecondStageOnly { process_ids } => {
+                Self { tc: valid.with_pdtv(process_ids), ta: Ta::new(), fsc: Fsc::new() }
+            }
+            Context::FirstStage(FirstStage { mode, root, pscid, sade, sbe, .. }) => Self {
+                tc: valid.with_sade(sade).with_sbe(sbe),
+                ta: Ta::new().with_pscid(pscid),
+                fsc: Fsc::new().with_mode(mode.encoding()).with_ppn(root),
+            },
+            _ => return None,
+        })
+    }
+
+    fn in_memory(words: &Words) -> Self {
+        Self {
+            tc: Tc::from_bits(load(words, TC)),
+            ta: Ta::from_bits(load(words, TA)),
+            fsc: Fsc::from_bits(load(words, FSC)),
+        }
+    }
+}
+
+/// Writes a blocked context for a device that had none, or one of another owner: it is not in use.
+pub fn block_new(words: &Words, host: &Host) {
+    store(words, IOHGATP, host.blocked.into_bits());
+    store(words, MSIPTP, Msiptp::new().into_bits());
+    store(words, TA, Ta::new().into_bits());
+    store(words, FSC, Fsc::new().into_bits());
+    store(words, MSI_ADDR_MASK, host.mask.into_bits());
+    store(words, MSI_ADDR_PATTERN, host.pattern.into_bits());
+    store(words, TC, Tc::new().with_v(true).into_bits());
+}
+
+/// Goes as far towards `context` as is possible without waiting. `None` for a context this hypervisor does not know.
+pub fn step(words: &Words, host: &Host, context: &Context) -> Option<Applied> {
+    let now = Guest::in_memory(words);
+    if matches!(context, Context::Blocked) {
+        // What is left in the other words is reached no more. Its faults are the guest's to see.
+        block(words, host, now.tc.with_dtf(false));
+        return Some(Applied::Switched);
+    }
+    let wanted = Guest::of(context)?;
+    let silent = wanted.tc.with_dtf(true);
+    Some(if load(words, IOHGATP) == host.open.into_bits() {
+        if (now.tc, now.ta) == (wanted.tc, wanted.ta) {
+            store(words, FSC, wanted.fsc.into_bits());
+            return Some(Applied::Switched);
+        }
+        block(words, host, now.tc.with_dtf(true));
+        Applied::Blocked
+    } else if now.tc.pdtv() != wanted.tc.pdtv() {
+        // `PDTV` decides what `fsc` means: it changes while `fsc` is Bare, which is valid in both meanings.
+        if now.fsc == Fsc::new() {
+            store(words, TC, silent.into_bits());
+            store(words, TA, wanted.ta.into_bits());
+        } else {
+            store(words, FSC, Fsc::new().into_bits());
+        }
+        Applied::Blocked
+    } else if (now.tc.with_dtf(true), now.ta, now.fsc) != (silent, wanted.ta, wanted.fsc) {
+        store(words, TC, silent.into_bits());
+        store(words, TA, wanted.ta.into_bits());
+        store(words, FSC, wanted.fsc.into_bits());
+        Applied::Blocked
+    } else {
+        store(words, IOHGATP, host.open.into_bits());
+        store(words, MSIPTP, host.msiptp.into_bits());
+        store(words, TC, wanted.tc.into_bits());
+        Applied::Switched
+    })
+}
+
+/// Sets or clears `V`: what a host fault would do, for the scenarios that need one.
+pub fn set_valid(words: &Words, valid: bool) {
+    let tc = Tc::from_bits(load(words, TC));
+    store(words, TC, tc.with_v(valid).into_bits());
+}
+
+/// One store takes the device off; the others take nothing back.
+fn block(words: &Words, host: &Host, tc: Tc) {
+    store(words, IOHGATP, host.blocked.into_bits());
+    store(words, MSIPTP, Msiptp::new().into_bits());
+    store(words, TC, tc.into_bits());
+}
+
+fn load(words: &Words, word: usize) -> u64 {
+    words[word].load(Ordering::Relaxed)
+}
+
+fn store(words: &Words, word: usize, value: u64) {
+    words[word].store(value, Ordering::Release);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use riscv_viommu::{FirstStageMode, Gscid, Ppn, Pscid};
+
+    const HOST: Host = Host {
+        open: Iohgatp::new().with_mode(8).with_gscid(Gscid::truncate(1)).with_ppn(Ppn::truncate(0x8_0100)),
+        blocked: Iohgatp::new().with_mode(8).with_gscid(Gscid::truncate(2)).with_ppn(Ppn::truncate(0x8_0200)),
+        msiptp: Msiptp::new().with_mode(1).with_ppn(Ppn::truncate(0x8_0300)),
+        mask: MsiPageBits::new(),
+        pattern: MsiPageBits::new().with_page(0x2_8000),
+    };
+
+    fn first_stage(root: u64, pscid: u32) -> Context {
+        let root = Ppn::truncate(root);
+        Context::FirstStage(FirstStage::new(FirstStageMode::Sv39, root, Pscid::truncate(pscid)))
+    }
+
+    fn values(words: &Words) -> [u64; 8] {
+        core::array::from_fn(|word| load(words, word))
+    }
+
+    /// Every state on the way, the last of which is there.
+    fn way(words: &Words, to: &Context) -> Vec<[u64; 8]> {
+        let mut states = Vec::new();
+        loop {
+            let applied = step(words, &HOST, to).expect("a known context");
+            states.push(values(words));
+            match applied {
+                Applied::Blocked => assert!(states.len() < 5, "the crate gives up here"),
+                _ => return states,
+            }
+        }
+    }
+
+    #[test]
+    fn words_other_than_the_root_change_only_while_the_device_is_blocked() {
+        let bare = Context::SecondStageOnly { process_ids: false };
+        let bare_process = Context::SecondStageOnly { process_ids: true };
+        let all = [Context::Blocked, bare, bare_process, first_stage(0x8_1000, 1), first_stage(0x8_2000, 2)];
+        for from in &all {
+            for to in &all {
+                let words = Words::default();
+                block_new(&words, &HOST);
+                way(&words, from);
+                let mut before = values(&words);
+                for after in way(&words, to) {
+                    let open = |state: &[u64; 8]| state[IOHGATP] == HOST.open.into_bits();
+                    let changed = (0..8).filter(|&word| before[word] != after[word]);
+                    let opens_or_closes = |&word: &usize| [TC, IOHGATP, MSIPTP].contains(&word);
+                    match (open(&before), open(&after)) {
+                        (true, true) => assert!(changed.count() <= 1, "{from:?} -> {to:?}"),
+                        (false, false) => {}
+                        _ => {
+                            assert!(changed.filter(|word| !opens_or_closes(word)).count() == 0, "{from:?} -> {to:?}");
+                            let unmasked = |state: &[u64; 8]| state[TC] & !Tc::new().with_dtf(true).into_bits();
+                            assert_eq!(unmasked(&before), unmasked(&after), "{from:?} -> {to:?}");
+                        }
+                    }
+                    before = after;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_new_root_in_the_same_address_space_takes_one_store() {
+        let words = Words::default();
+        block_new(&words, &HOST);
+        way(&words, &first_stage(0x8_1000, 1));
+        let before = values(&words);
+        assert_eq!(step(&words, &HOST, &first_stage(0x8_2000, 1)), Some(Applied::Switched));
+        let after = values(&words);
+        assert_eq!((0..8).filter(|&word| before[word] != after[word]).collect::<Vec<_>>(), [FSC]);
+    }
+
+    #[test]
+    fn an_open_context_has_the_words_of_the_specification() {
+        let words = Words::default();
+        block_new(&words, &HOST);
+        way(&words, &first_stage(0x8_1000, 1));
+        let expected = [1, 0x8000_1000_0008_0100, 0x1000, 0x8000_0000_0008_1000, 0x1000_0000_0008_0300, 0, 0x2_8000, 0];
+        assert_eq!(values(&words), expected);
+    }
+
+    #[test]
+    fn faults_are_masked_on_the_way_and_shown_of_a_device_that_stays_blocked() {
+        let words = Words::default();
+        block_new(&words, &HOST);
+        way(&words, &first_stage(0x8_1000, 1));
+        let dtf = |words: &Words| Tc::from_bits(load(words, TC)).dtf();
+        assert_eq!(step(&words, &HOST, &first_stage(0x8_2000, 2)), Some(Applied::Blocked));
+        assert!(dtf(&words));
+        assert_eq!(step(&words, &HOST, &Context::Blocked), Some(Applied::Switched));
+        assert!(!dtf(&words));
+    }
+}

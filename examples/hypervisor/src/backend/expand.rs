@@ -1,0 +1,148 @@
+//! From the crate's typed invalidations to commands of the physical queue.
+
+use heapless::Vec;
+use riscv_viommu::addr::PAGE_SIZE;
+use riscv_viommu::cmdq::{Command, Iotinval, PageRange};
+use riscv_viommu::{Capabilities, Gscid, Invalidation, Iova, Pages};
+
+use crate::iommu::PhysicalId;
+
+/// Pages that are named one by one where the IOMMU knows no ranges; more become the whole address space.
+const SINGLE_PAGES: u64 = 8;
+
+/// Commands for a batch of at most `BATCH` orders.
+pub type Commands = Vec<Command, 256>;
+
+/// The commands that carry out `orders`, all within one GSCID. `devices` are all that have contexts under it.
+///
+/// The orders of a batch may be carried out together: what one command drops needs no second. `None` if there are too
+/// many for one batch.
+pub fn commands(
+    orders: &[Invalidation<PhysicalId>],
+    gscid: Gscid,
+    devices: impl Iterator<Item = PhysicalId>,
+    capabilities: Capabilities,
+) -> Option<Commands> {
+    let space = Iotinval::ALL.with_gscid(gscid);
+    let (mut first_stage, mut second_stage, mut all_devices) = (false, false, false);
+    let mut out = Commands::new();
+    for order in orders {
+        match order {
+            Invalidation::Device(device) => {
+                push_new(&mut out, Command::IodirInvalDdt(Some(device.0)))?;
+                (first_stage, second_stage) = (true, true);
+            }
+            Invalidation::FirstStage => first_stage = true,
+            Invalidation::Pages(_) | Invalidation::AddressSpace(_) => {}
+            // `Everything`, and what this hypervisor does not know.
+            _ => (first_stage, second_stage, all_devices) = (true, true, true),
+        }
+    }
+    if all_devices {
+        for device in devices {
+            push_new(&mut out, Command::IodirInvalDdt(Some(device.0)))?;
+        }
+    }
+    if first_stage {
+        push_new(&mut out, Command::IotinvalVma(space))?;
+    } else {
+        for order in orders {
+            match order {
+                Invalidation::AddressSpace(pscid) => {
+                    push_new(&mut out, Command::IotinvalVma(space.with_pscid(*pscid)))?;
+                }
+                Invalidation::Pages(pages) => push_pages(&mut out, space, pages, capabilities)?,
+                _ => {}
+            }
+        }
+    }
+    if second_stage {
+        push_new(&mut out, Command::IotinvalGvma(space))?;
+    }
+    Some(out)
+}
+
+/// The pages as they are where the IOMMU can, else one by one, else more than was asked for.
+fn push_pages(out: &mut Commands, space: Iotinval, pages: &Pages, capabilities: Capabilities) -> Option<()> {
+    let space = match pages.pscid {
+        Some(pscid) => space.with_pscid(pscid),
+        None => space,
+    };
+    let beyond_first = (pages.last.get() - pages.first.get()) / PAGE_SIZE;
+    if pages.non_leaf && !capabilities.nl() {
+        push_new(out, Command::IotinvalVma(space))
+    } else if beyond_first < SINGLE_PAGES {
+        (0..=beyond_first).try_for_each(|page| {
+            let range = PageRange::page(Iova::new(pages.first.get() + page * PAGE_SIZE));
+            push_new(out, Command::IotinvalVma(space.with_range(range.with_non_leaf(pages.non_leaf))))
+        })
+    } else if capabilities.s() {
+        let range = PageRange::covering(pages.first, pages.last);
+        push_new(out, Command::IotinvalVma(space.with_range(range.with_non_leaf(pages.non_leaf))))
+    } else {
+        push_new(out, Command::IotinvalVma(space))
+    }
+}
+
+/// A command once is enough.
+fn push_new(out: &mut Commands, command: Command) -> Option<()> {
+    if out.contains(&command) { Some(()) } else { out.push(command).ok() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use riscv_viommu::{DeviceId, Pscid};
+
+    const GSCID: Gscid = Gscid::truncate(3);
+    const SPACE: Iotinval = Iotinval::ALL.with_gscid(GSCID);
+    const DEVICE: PhysicalId = PhysicalId(DeviceId::truncate(8));
+    const OTHER: PhysicalId = PhysicalId(DeviceId::truncate(16));
+
+    fn expand(orders: &[Invalidation<PhysicalId>], capabilities: Capabilities) -> Commands {
+        commands(orders, GSCID, [DEVICE, OTHER].into_iter(), capabilities).expect("few")
+    }
+
+    fn pages(first: u64, last: u64) -> Pages {
+        Pages::new(Iova::new(first), Iova::new(last), Some(Pscid::truncate(1)))
+    }
+
+    #[test]
+    fn a_device_takes_its_context_and_both_stages_of_its_gscid_with_it() {
+        let ddt = Command::IodirInvalDdt(Some(DEVICE.0));
+        let expected = [ddt, Command::IotinvalVma(SPACE), Command::IotinvalGvma(SPACE)];
+        let orders = [Invalidation::Device(DEVICE), Invalidation::AddressSpace(Pscid::truncate(1))];
+        assert_eq!(expand(&orders, Capabilities::new()), expected);
+    }
+
+    #[test]
+    fn everything_reaches_all_devices_of_the_vm_and_no_others() {
+        let everything = expand(&[Invalidation::Everything], Capabilities::new());
+        for device in [DEVICE, OTHER] {
+            assert!(everything.contains(&Command::IodirInvalDdt(Some(device.0))));
+        }
+        assert!(!everything.contains(&Command::IodirInvalDdt(None)));
+        assert_eq!(everything.len(), 4);
+    }
+
+    #[test]
+    fn a_few_pages_are_named_one_by_one_and_many_become_their_address_space() {
+        let few = expand(&[Invalidation::Pages(pages(0x1000, 0x3000))], Capabilities::new());
+        let space = SPACE.with_pscid(Pscid::truncate(1));
+        let page = |at| Command::IotinvalVma(space.with_range(PageRange::page(Iova::new(at))));
+        assert_eq!(few, [page(0x1000), page(0x2000), page(0x3000)]);
+        let many = [Invalidation::Pages(pages(0, u64::MAX))];
+        assert_eq!(expand(&many, Capabilities::new()), [Command::IotinvalVma(space)]);
+        let ranges = Capabilities::new().with_s(true);
+        let range = PageRange::covering(Iova::new(0), Iova::new(u64::MAX));
+        assert_eq!(expand(&many, ranges), [Command::IotinvalVma(space.with_range(range))]);
+    }
+
+    #[test]
+    fn non_leaf_entries_go_with_their_address_space_where_they_can_not_be_named() {
+        let mut tables = pages(0x1000, 0x1000);
+        tables.non_leaf = true;
+        let space = SPACE.with_pscid(Pscid::truncate(1));
+        assert_eq!(expand(&[Invalidation::Pages(tables)], Capabilities::new()), [Command::IotinvalVma(space)]);
+    }
+}
