@@ -65,11 +65,11 @@ impl Table {
         self.0.as_ptr() as u64
     }
 
-    /// The table that `new` gave out at this page.
+    /// The table at this page.
     ///
     /// # Safety
-    /// `ppn` is that of a [`Table`] of `words` words.
-    pub(crate) unsafe fn at(ppn: Ppn, words: usize) -> Self {
+    /// Memory of `words` words is there, for good, and is only ever accessed by atomics.
+    pub unsafe fn at(ppn: Ppn, words: usize) -> Self {
         // SAFETY: the caller's promise.
         Self(unsafe { core::slice::from_raw_parts(ppn.base().get() as *const AtomicU64, words) })
     }

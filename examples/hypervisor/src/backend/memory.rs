@@ -1,7 +1,7 @@
 //! Guest memory: the VM's RAM, its interrupt file and the page that mirrors the registers.
 
 use core::cell::Cell;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use riscv_viommu::{Gpa, GuestMemory, MemoryFault, Post};
 
@@ -61,6 +61,14 @@ impl GuestRam {
         let offset = at.get().checked_sub(self.gpa)?;
         let end = offset.checked_add(bytes)?;
         (end <= self.size).then(|| self.hpa + offset)
+    }
+
+    /// A byte of RAM.
+    #[must_use]
+    pub fn byte(&self, at: Gpa) -> Option<u8> {
+        let hpa = self.hpa(at, 1)?;
+        // SAFETY: inside the memory that `new` was promised.
+        Some(unsafe { &*(hpa as *const AtomicU8) }.load(Ordering::Relaxed))
     }
 
     /// 64-bit words of RAM.

@@ -1,0 +1,157 @@
+//! The report and the verdict.
+
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use riscv_viommu::Health;
+
+use crate::boot::{self, Board};
+use crate::canary;
+use crate::console::{print_last, say};
+use crate::vm::{Verdict, Vm};
+
+/// Takes the VMs' devices back, says what happened, and ends the machine.
+pub(crate) fn finish(board: &Board) -> ! {
+    static FINISHING: AtomicBool = AtomicBool::new(false);
+    // One hart is enough.
+    while FINISHING.swap(true, Ordering::Acquire) {
+        core::hint::spin_loop();
+    }
+    let mut wrong = None;
+    for vm in &board.vms {
+        let mut vm = vm.lock();
+        if let Some(vm) = vm.as_mut() {
+            vm.shut_down();
+            of_vm(vm);
+            wrong = wrong.or_else(|| wrong_with(vm, board));
+            if let (None, Some(Verdict::Fail(why))) = (wrong, &vm.verdict) {
+                print_last(format_args!("FAIL: {}: {why}", vm.name));
+                boot::end(false);
+            }
+        }
+    }
+    of_driver(board);
+    let wrong = wrong.or_else(|| wrong_with_the_machine(board));
+    match wrong {
+        None => print_last(format_args!("PASS")),
+        Some(why) => print_last(format_args!("FAIL: {why}")),
+    }
+    boot::end(wrong.is_none())
+}
+
+fn wrong_with(vm: &Vm, board: &Board) -> Option<&'static str> {
+    let exits: u64 = vm.exits.of_the_viommu().iter().sum();
+    let checks = [
+        (vm.verdict.is_some(), "a guest ended without a verdict"),
+        (vm.canary.changed().is_none(), "the canary in a guest's memory has changed"),
+        (vm.iommu.health() == Health::Good, "a vIOMMU is not in good health"),
+        (board.shared.options.exits.is_none_or(|most| exits <= most), "more exits of the vIOMMU than allowed"),
+    ];
+    checks.into_iter().find(|(holds, _)| !holds).map(|(_, why)| why)
+}
+
+fn wrong_with_the_machine(board: &Board) -> Option<&'static str> {
+    let violations = board.shared.driver.lock().owners().violations;
+    let checks = [
+        (violations == 0, "a physical command or context named what is not its issuer's"),
+        (canary::image_sum() == board.image_sum, "the hypervisor's code has changed"),
+    ];
+    checks.into_iter().find(|(holds, _)| !holds).map(|(_, why)| why)
+}
+
+/// Prints `name=count` for the counts that are not 0.
+struct Counts<'a>(&'a [(&'a str, u64)]);
+
+impl fmt::Display for Counts<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().filter(|(_, count)| *count != 0).try_for_each(|(name, count)| write!(f, " {name}={count}"))
+    }
+}
+
+fn of_vm(vm: &Vm) {
+    let name = vm.name;
+    let [loads, stores] = vm.exits.of_the_viommu();
+    say!("report: {name}: vIOMMU exits {} (loads {loads}, stores {stores})", loads + stores);
+    for (register, [loads, stores]) in &vm.exits.registers {
+        match register {
+            Some(register) => say!("report: {name}:   {register} loads {loads}, stores {stores}"),
+            None => say!("report: {name}:   (no register) loads {loads}, stores {stores}"),
+        }
+    }
+    let exits = &vm.exits;
+    say!(
+        "report: {name}: other exits{}",
+        Counts(&[("pci", exits.pci), ("interrupts", exits.interrupts), ("refused", exits.refused)])
+    );
+    for (extension, count) in &exits.calls {
+        say!("report: {name}:   SBI {extension} {count}");
+    }
+    let stats = vm.iommu.stats();
+    let commands = stats.commands;
+    say!(
+        "report: {name}: commands{}",
+        Counts(&[
+            ("IOTINVAL.VMA", commands.iotinval_vma),
+            ("IOTINVAL.GVMA", commands.iotinval_gvma),
+            ("IOFENCE.C", commands.iofence_c),
+            ("IODIR.INVAL_DDT", commands.iodir_inval_ddt),
+            ("IODIR.INVAL_PDT", commands.iodir_inval_pdt),
+            ("illegal", commands.illegal),
+        ])
+    );
+    let backend = vm.iommu.backend();
+    let (memory, orders) = (&backend.memory.calls, &backend.physical.inner.orders);
+    say!(
+        "report: {name}: memory calls{}",
+        Counts(&[
+            ("load", memory.loads.get()),
+            ("store", memory.stores),
+            ("post", memory.posts),
+            ("publish", memory.publishes),
+        ])
+    );
+    say!(
+        "report: {name}: orders{}",
+        Counts(&[
+            ("adopt", orders.adopted),
+            ("context-blocked", orders.blocked),
+            ("context-second-stage", orders.second_stage_only),
+            ("context-first-stage", orders.first_stage),
+            ("context-steps", orders.steps),
+            ("batches", orders.batches),
+            ("invalidations", orders.invalidations),
+            ("fences", orders.fences),
+        ])
+    );
+    say!(
+        "report: {name}: faults{}",
+        Counts(&[
+            ("physical", vm.faults),
+            ("recorded", stats.faults_recorded),
+            ("coalesced", stats.faults_coalesced),
+            ("withheld", stats.faults_withheld),
+            ("lost", stats.faults_lost),
+            ("stale", stats.stale_events),
+        ])
+    );
+    match &vm.verdict {
+        Some(Verdict::Pass(text)) => say!("report: {name}: verdict pass: {text}"),
+        Some(Verdict::Fail(text)) => say!("report: {name}: verdict fail: {text}"),
+        None => say!("report: {name}: no verdict"),
+    }
+}
+
+fn of_driver(board: &Board) {
+    let driver = board.shared.driver.lock();
+    let (counts, owners) = (driver.counts, driver.owners());
+    say!(
+        "report: physical IOMMU:{}",
+        Counts(&[
+            ("commands", counts.commands),
+            ("doorbells", counts.doorbells),
+            ("faults", counts.faults),
+            ("faults-of-nobody", counts.faults_of_nobody),
+        ])
+    );
+    say!("report: device and GSCID of {} commands and contexts checked, {} wrong", owners.checked, owners.violations);
+}

@@ -1,0 +1,140 @@
+//! Making a VM.
+
+use core::sync::atomic::Ordering;
+
+use heapless::Vec;
+use hypervisor::backend::context::Host;
+use hypervisor::backend::{GuestRam, InterruptFile, Sabotage, Sabotaged, VmIommu, Wires};
+use hypervisor::frames::{Frames, Table};
+use hypervisor::iommu::{PhysicalId, VmId};
+use hypervisor::machine::{GUEST_RAM, Machine, Options, guest};
+use hypervisor::pci::{self, Function};
+use hypervisor::second_stage::{self, Access, SecondStage};
+use riscv_viommu::addr::PAGE_SIZE;
+use riscv_viommu::ddt::{Iohgatp, MsiPageBits, Msiptp};
+use riscv_viommu::msi::MsiPte;
+use riscv_viommu::{Config, DeviceId, DevicePolicy, Gscid, Parts, Ppn, VIommu};
+use spin::Mutex;
+
+use super::{Driver, Ecam, Exits, Vm};
+use crate::canary::Canary;
+use crate::console::Line;
+use crate::hart::{self, Guest};
+
+/// What all VMs share.
+pub(crate) struct Shared {
+    pub(crate) machine: Machine,
+    pub(crate) options: Options<'static>,
+    pub(crate) driver: &'static Driver,
+    pub(crate) frames: &'static Mutex<Frames>,
+    /// A second stage through which nothing is reached.
+    pub(crate) nothing: SecondStage,
+}
+
+impl Vm {
+    /// Makes VM `id`, for hart `hart`. PCI windows are put at `next_window`, which moves.
+    ///
+    /// # Errors
+    /// What is missing, for whoever starts the machine.
+    pub(crate) fn create(id: VmId, hart: usize, shared: &Shared, next_window: &mut u64) -> Result<Self, &'static str> {
+        const FRAMES: &str = "page frames are used up";
+        let Shared { machine, options, driver, frames, nothing } = shared;
+        let (ram, size) = GUEST_RAM[id.index()];
+        if ram + size > machine.ram_end {
+            return Err("not enough RAM: start QEMU with -m 3G");
+        }
+        let number = (id.index() as u8 + 1) << 3;
+        let function = Function::new(Ecam(machine.ecam), number, next_window).ok_or(
+            "no PCI device for the VM: give QEMU an NVMe controller at addr=1, and one at addr=2 for a second VM",
+        )?;
+        let file = InterruptFile { gpa: guest::IMSIC, hpa: machine.interrupt_file(hart, 1) };
+
+        let mut pool = frames.lock();
+        let hart_stage = SecondStage::new(&mut pool).ok_or(FRAMES)?;
+        let dma_stage = SecondStage::new(&mut pool).ok_or(FRAMES)?;
+        let mirror = pool.take(1).filter(|_| options.mirror);
+        for (stage, gpa, hpa, size, access) in [
+            (&hart_stage, guest::RAM, ram, size, Access::All),
+            (&dma_stage, guest::RAM, ram, size, Access::All),
+            (&hart_stage, file.gpa, file.hpa, PAGE_SIZE, Access::All),
+        ] {
+            stage.map(&mut pool, gpa, hpa, size, access).map_err(|_| FRAMES)?;
+        }
+        if let Some(page) = mirror {
+            let mapped = hart_stage.map(&mut pool, guest::IOMMU, page.address(), PAGE_SIZE, Access::ReadOnly);
+            let mapped = hart_stage.map(&mut pool, guest::IOMMU, page.address(), PAGE_SIZE, Access::ReadOnly);
+            mapped.map_err(|_| FRAMES)?;
+        }
+        let msi_table = msi_table(&mut pool, file).ok_or(FRAMES)?;
+        drop(pool);
+
+        let gscids = gscids(id, options.sabotage);
+        for gscid in gscids {
+            // Fails only where the sabotage wants one GSCID for all.
+            let _granted = driver.lock().owners_mut().grant_gscid(gscid, id);
+        }
+        let iohgatp = Iohgatp::new().with_mode(second_stage::MODE.encoding());
+        let host = Host {
+            open: iohgatp.with_gscid(gscids[0]).with_ppn(dma_stage.root()),
+            blocked: iohgatp.with_gscid(gscids[1]).with_ppn(nothing.root()),
+            msiptp: Msiptp::new().with_mode(1).with_ppn(msi_table.ppn()),
+            mask: MsiPageBits::new().with_page(0),
+            pattern: MsiPageBits::new().with_page(file.gpa.get() / PAGE_SIZE),
+        };
+        // SAFETY: this RAM and this file are of this VM alone.
+        let memory = unsafe { GuestRam::new(guest::RAM, ram, size, file, mirror) };
+        let physical = VmIommu::new(driver, frames, id, host, options.sabotage);
+        let physical = Sabotaged::new(physical, options.sabotage);
+        let mut iommu = VIommu::new(Parts { memory, interrupts: Wires::default(), physical });
+        let config = Config::nested().with_mirror(options.mirror).with_extended_contexts(options.extended);
+        iommu.start(&config).map_err(|_| "the IOMMU can not be nested: QEMU 10.0 or newer has one that can")?;
+        let (guest_id, device) = (DeviceId::truncate(pci::GUEST_FUNCTION.into()), DeviceId::truncate(number.into()));
+        let attached = iommu.attach(guest_id, PhysicalId(device), DevicePolicy::default());
+        let attached = attached.map_err(|_| "the vIOMMU did not take the device")?;
+
+        // SAFETY: the beginning of this VM's RAM; images are behind it.
+        let canary = unsafe { Table::at(Ppn::truncate(ram / PAGE_SIZE), guest::CANARY as usize / 8) };
+        Ok(Self {
+            id,
+            name: options.names[id.index()],
+            iommu,
+            attachment: attached.attachment,
+            driver,
+            frames,
+            hart_stage,
+            dma_stage,
+            function,
+            windows: Vec::new(),
+            holes: Vec::new(),
+            line: Line::default(),
+            canary: Canary::fill(canary.words()),
+            exits: Exits::default(),
+            verdict: None,
+            faults: 0,
+            ended: false,
+        })
+    }
+
+    /// Prepares the hart this runs on for the guest, and gives the guest's first registers.
+    pub(crate) fn enter(&mut self) -> Guest {
+        hart::prepare(self.hart_stage.root().base().get(), self.id.index() as u64 + 1);
+        self.settle();
+        Guest::new(guest::ENTRY.get(), 0, guest::DEVICE_TREE.get())
+    }
+}
+
+/// The GSCID of a VM's second stage, and that of its blocked devices.
+fn gscids(id: VmId, sabotage: Sabotage) -> [Gscid; 2] {
+    let vm = if sabotage == Sabotage::SharedGscid { 0 } else { id.index() as u32 };
+    [Gscid::truncate(2 * vm + 1), Gscid::truncate(2 * vm + 2)]
+}
+
+/// The MSI page table of a VM: its one interrupt file.
+fn msi_table(pool: &mut Frames, file: InterruptFile) -> Option<Table> {
+    let table = pool.take(1)?;
+    let words: [u64; 2] = zerocopy::transmute!(MsiPte::flat(Ppn::truncate(file.hpa / PAGE_SIZE)));
+    for (place, word) in table.words().iter().zip(words) {
+        place.store(word, Ordering::Release);
+    }
+    Some(table)
+}

@@ -1,0 +1,155 @@
+//! A VM: one hart, RAM, an interrupt file, a PCI function, and its vIOMMU. Its hart alone runs it and delivers its faults.
+
+mod create;
+mod exit;
+mod words;
+
+pub(crate) use create::Shared;
+pub(crate) use exit::Event;
+
+use heapless::{LinearMap, String, Vec};
+use hypervisor::backend::VmBackend;
+use hypervisor::frames::Frames;
+use hypervisor::iommu::{Iommu, Mmio, VmId};
+use hypervisor::pci::{ConfigSpace, Function, Window};
+use hypervisor::second_stage::{Hole, SecondStage};
+use riscv_viommu::{Attachment, HostFault, Progress, Quirks, Register, VIommu};
+use spin::Mutex;
+
+use crate::canary::Canary;
+use crate::console::Line;
+use crate::hart;
+
+/// The driver of the IOMMU, which all VMs share.
+pub(crate) type Driver = Mutex<Iommu<Mmio>>;
+
+/// Calls of `run` before the guest goes on with work left: then the timer brings the hart back.
+const RUNS: u32 = 64;
+/// Ticks until then.
+const SOON: u64 = 10_000;
+
+/// What a guest said of itself.
+#[derive(Clone, Debug)]
+pub(crate) enum Verdict {
+    Pass(String<512>),
+    Fail(String<512>),
+}
+
+/// Exits, by what they were for.
+#[derive(Debug, Default)]
+pub(crate) struct Exits {
+    /// Loads and stores of the vIOMMU's registers; `None` where there is no register.
+    pub(crate) registers: LinearMap<Option<Register>, [u64; 2], 80>,
+    /// Accesses of PCI configuration space.
+    pub(crate) pci: u64,
+    /// SBI calls, by extension.
+    pub(crate) calls: LinearMap<&'static str, u64, 16>,
+    /// Interrupts of the hypervisor.
+    pub(crate) interrupts: u64,
+    /// What the guest got an exception for.
+    pub(crate) refused: u64,
+}
+
+impl Exits {
+    /// Loads and stores of the vIOMMU's registers.
+    pub(crate) fn of_the_viommu(&self) -> [u64; 2] {
+        self.registers.values().fold([0, 0], |[loads, stores], of| [loads + of[0], stores + of[1]])
+    }
+}
+
+/// Everything about one VM but its hart's registers.
+pub(crate) struct Vm {
+    pub(crate) id: VmId,
+    pub(crate) name: &'static str,
+    pub(crate) iommu: VIommu<VmBackend<Mmio>, 4>,
+    /// What the device's faults present.
+    attachment: Attachment,
+    driver: &'static Driver,
+    frames: &'static Mutex<Frames>,
+    hart_stage: SecondStage,
+    dma_stage: SecondStage,
+    function: Function<Ecam>,
+    /// PCI windows that are mapped.
+    windows: Vec<Window, 6>,
+    /// What scenarios took out of the DMA second stage.
+    holes: Vec<Hole, 256>,
+    line: Line,
+    pub(crate) canary: Canary,
+    pub(crate) exits: Exits,
+    pub(crate) verdict: Option<Verdict>,
+    /// Faults of the device that its vIOMMU was told.
+    pub(crate) faults: u64,
+    pub(crate) ended: bool,
+}
+
+impl Vm {
+    /// Ends every exit: faults that arrived for this VM are told, and its vIOMMU does what is left to do.
+    pub(crate) fn settle(&mut self) {
+        loop {
+            // The driver's lock is free again when the vIOMMU, which orders from the driver, gets the fault.
+            let record = self.driver.lock().next_fault(self.id);
+            let Some(record) = record else { break };
+            if let Some(fault) = HostFault::from_record(&record, Quirks::default()) {
+                self.faults += 1;
+                let _progress = self.iommu.report_fault(self.attachment, &fault);
+            }
+        }
+        let lost = self.driver.lock().take_lost(self.id);
+        if lost != 0 {
+            let _progress = self.iommu.report_lost(lost.into());
+        }
+        let mut runs = 0;
+        while self.iommu.progress() != Progress::Idle {
+            if runs == RUNS || self.iommu.run() == Progress::Waiting {
+                hart::come_back(SOON);
+                break;
+            }
+            runs += 1;
+        }
+        hart::set_guest_external(self.iommu.backend().interrupts.any());
+    }
+
+    /// Takes the device from the guest, for good: blocked, invalidated, fenced, released.
+    pub(crate) fn shut_down(&mut self) {
+        let mut progress = self.iommu.shutdown();
+        while progress == Progress::Runnable {
+            progress = self.iommu.run();
+        }
+    }
+}
+
+/// Configuration space of the machine's bus 0.
+#[derive(Debug)]
+pub(crate) struct Ecam(u64);
+
+impl Ecam {
+    fn at(&self, function: u8, offset: u16) -> u64 {
+        self.0 + (u64::from(function) << 12) + u64::from(offset & 0xfff)
+    }
+}
+
+impl ConfigSpace for Ecam {
+    fn read(&self, function: u8, offset: u16, width: u8) -> u32 {
+        let at = self.at(function, offset);
+        // SAFETY: configuration space of the machine, aligned as `pci` promises.
+        unsafe {
+            match width {
+                1 => (at as *const u8).read_volatile().into(),
+                2 => (at as *const u16).read_volatile().into(),
+                _ => (at as *const u32).read_volatile(),
+            }
+        }
+    }
+
+    fn write(&self, function: u8, offset: u16, width: u8, value: u32) {
+        let at = self.at(function, offset);
+        // SAFETY: as for `read`; no function can reach memory but through the IOMMU, where none has a context yet.
+        unsafe {
+            match width {
+                1 => (at as *mut u8).write_volatile(value as u8),
+                2 => (at as *mut u16).write_volatile(value as u16),
+                _ => (at as *mut u32).write_volatile(value),
+            }
+        }
+    }
+}
