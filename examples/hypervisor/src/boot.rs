@@ -3,13 +3,15 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use fdt::Fdt;
-use hypervisor::frames::Frames;
+use hypervisor::frames::{Frames, Table};
 use hypervisor::iommu::{Iommu, Message, Mmio, VMS, VmId};
 use hypervisor::machine::{Machine, Options};
 use hypervisor::second_stage::SecondStage;
+use riscv_viommu::Ppn;
+use riscv_viommu::addr::PAGE_SIZE;
 use spin::{Mutex, Once};
 
-use crate::canary;
+use crate::canary::{self, Canary};
 use crate::console::{print_last, say};
 use crate::hart;
 use crate::report;
@@ -17,6 +19,8 @@ use crate::vm::{Driver, Event, Shared, Vm};
 
 /// Bytes of stack of each hart.
 const STACK: usize = 256 * 1024;
+/// Those at its far end that are never used.
+const STACK_END: usize = 4096;
 /// Where page frames end; they begin behind the image. The firmware puts nothing here.
 const FRAMES_END: usize = 0x8800_0000;
 
@@ -36,6 +40,8 @@ pub(crate) struct Board {
     concluded: AtomicU64,
     /// Sum over the hypervisor's code, before any guest ran.
     pub(crate) image_sum: u64,
+    /// What no stack grows down to.
+    pub(crate) stack_ends: [Canary; VMS],
 }
 
 core::arch::global_asm!(
@@ -68,7 +74,7 @@ core::arch::global_asm!(
     trapped = sym trapped,
 );
 
-#[repr(align(16))]
+#[repr(align(4096))]
 struct Stacks(#[expect(dead_code, reason = "only its address is used")] [u8; STACK * VMS]);
 
 static mut STACKS: Stacks = Stacks([0; STACK * VMS]);
@@ -139,8 +145,13 @@ fn set_up(hart: usize, tree: *const u8) -> Result<&'static Board, &'static str> 
         *vm.get_mut() = Some(Vm::create(id, harts[id.index()], &shared, &mut next_window)?);
     }
     let image_sum = canary::image_sum();
+    let stack_ends = core::array::from_fn(|vm| {
+        let end = &raw const STACKS as u64 + (STACK * vm) as u64;
+        // SAFETY: the far end of a stack; what is there from now on is the canary.
+        Canary::fill(unsafe { Table::at(Ppn::truncate(end / PAGE_SIZE), STACK_END / 8) }.words())
+    });
     let (ended, concluded) = (AtomicU64::new(0), AtomicU64::new(0));
-    Ok(BOARD.call_once(|| Board { shared, vms, harts, ended, concluded, image_sum }))
+    Ok(BOARD.call_once(|| Board { shared, vms, harts, ended, concluded, image_sum, stack_ends }))
 }
 
 /// Runs a VM on this hart, to its end.

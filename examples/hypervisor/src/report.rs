@@ -3,7 +3,8 @@
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use riscv_viommu::Health;
+use riscv_viommu::addr::PAGE_SIZE;
+use riscv_viommu::{Health, Register};
 
 use crate::boot::{self, Board};
 use crate::canary;
@@ -55,6 +56,7 @@ fn wrong_with_the_machine(board: &Board) -> Option<&'static str> {
     let checks = [
         (violations == 0, "a physical command or context named what is not its issuer's"),
         (canary::image_sum() == board.image_sum, "the hypervisor's code has changed"),
+        (board.stack_ends.iter().all(|canary| canary.changed().is_none()), "a stack of the hypervisor has overflowed"),
     ];
     checks.into_iter().find(|(holds, _)| !holds).map(|(_, why)| why)
 }
@@ -72,11 +74,13 @@ fn of_vm(vm: &Vm) {
     let name = vm.name;
     let [loads, stores] = vm.exits.of_the_viommu();
     say!("report: {name}: vIOMMU exits {} (loads {loads}, stores {stores})", loads + stores);
-    for (register, [loads, stores]) in &vm.exits.registers {
-        match register {
-            Some(register) => say!("report: {name}:   {register} loads {loads}, stores {stores}"),
-            None => say!("report: {name}:   (no register) loads {loads}, stores {stores}"),
+    for register in (0..PAGE_SIZE).step_by(4).filter_map(Register::at) {
+        if let Some([loads, stores]) = vm.exits.registers.get(&Some(register)) {
+            say!("report: {name}:   {register} loads {loads}, stores {stores}");
         }
+    }
+    if let Some([loads, stores]) = vm.exits.registers.get(&None) {
+        say!("report: {name}:   (no register) loads {loads}, stores {stores}");
     }
     let exits = &vm.exits;
     say!(

@@ -292,3 +292,6 @@ fn queue_base(table: Table, entries: u32) -> u64 {
     let log2sz_minus_1 = (entries.ilog2() - 1) as u8;
     QueueBase::new().with_ppn(table.ppn()).with_log2sz_minus_1(log2sz_minus_1).into_bits()
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,7 +62,6 @@ impl Vm {
         }
         if let Some(page) = mirror {
             let mapped = hart_stage.map(&mut pool, guest::IOMMU, page.address(), PAGE_SIZE, Access::ReadOnly);
-            let mapped = hart_stage.map(&mut pool, guest::IOMMU, page.address(), PAGE_SIZE, Access::ReadOnly);
             mapped.map_err(|_| FRAMES)?;
         }
         let msi_table = msi_table(&mut pool, file).ok_or(FRAMES)?;

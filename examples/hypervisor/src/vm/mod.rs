@@ -28,6 +28,12 @@ const RUNS: u32 = 64;
 /// Ticks until then.
 const SOON: u64 = 10_000;
 
+/// No device of this machine sends a `process_id`; QEMU 11 says `PV` all the same where a context has `PDTV`, QEMU 10
+/// always.
+fn quirks() -> Quirks {
+    Quirks::default().with_process_valid(true)
+}
+
 /// What a guest said of itself.
 #[derive(Clone, Debug)]
 pub(crate) enum Verdict {
@@ -89,7 +95,7 @@ impl Vm {
             // The driver's lock is free again when the vIOMMU, which orders from the driver, gets the fault.
             let record = self.driver.lock().next_fault(self.id);
             let Some(record) = record else { break };
-            if let Some(fault) = HostFault::from_record(&record, Quirks::default()) {
+            if let Some(fault) = HostFault::from_record(&record, quirks()) {
                 self.faults += 1;
                 let _progress = self.iommu.report_fault(self.attachment, &fault);
             }
