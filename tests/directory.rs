@@ -211,11 +211,16 @@ fn the_type_of_the_access_is_judged_by_the_context() {
     assert_eq!(told, [[head(260, 8), 0, IOVA.get(), 0]], "TR-08, DC-02");
     directory.set(guest.device, &[V | PDTV]);
     guest.ring([inval_ddt(None)]);
-    assert_eq!(guest.told(with_process), [[0_u64; 4]; 0], "DC-06: PDTV = 1 lets a process_id pass");
+    let lost = [[head(7, 3) | 9 << 12 | 3 << 32, 0, IOVA.get(), 0]];
+    assert_eq!(
+        guest.told(with_process),
+        lost,
+        "DC-06, VT-04: PDTV = 1 lets a process_id pass, so the host is to blame"
+    );
     guest.write(register::DDTP, 0);
     assert_eq!(guest.cause(), Some(256), "DDT-03: Off");
     guest.write(register::DDTP, 1);
-    assert_eq!(guest.told(with_process), [[0_u64; 4]; 0], "Bare looks at no process_id");
+    assert_eq!(guest.told(with_process), lost, "VT-04: Bare looks at no process_id");
     let told = guest.told(refused(TransactionType::TranslatedWrite));
     assert_eq!(told, [[head(260, 7), 0, IOVA.get(), 0]], "TR-03: Bare");
 }

@@ -45,7 +45,7 @@ const STATES: [State; 9] = [
 ];
 
 /// The causes a host may report, and what the fault of a read is shown as where the context translates: `None` is
-/// judged by the guest's directory.
+/// judged by the guest's directory, and an access that reached nothing where that refuses nothing.
 const CAUSES: [(Cause, Option<Cause>); 26] = [
     (InstructionAccessFault, Some(InstructionAccessFault)),
     (ReadMisaligned, Some(ReadMisaligned)),
@@ -147,7 +147,7 @@ fn every_cause_in_every_state_is_shown_as_the_guests_own_iommu_would() {
                         let fault = process.map_or(fault, |process| fault.with_process(process, true));
                         let expected = match past_the_lookup {
                             Some(shown) if translates => Some(shown),
-                            _ => refused_by(state, access, process.is_some()),
+                            _ => refused_by(state, access, process.is_some()).or(Some(access.access_fault())),
                         };
                         // In Bare, and where no context is found, there is no DTF to go by.
                         let found = matches!(state, State::FirstStage | State::Processes);
@@ -293,6 +293,22 @@ fn a_context_that_became_valid_is_read_again_and_the_fault_is_not_shown() {
         rig.directory.set(id(0), &rig.a.context(pscid(1)));
     }
     assert_eq!(rig.iommu.stats().faults_withheld, 3);
+}
+
+// VT-04: the walk of the guest's directory yields nothing, and no transition is an excuse.
+#[test]
+fn a_context_the_host_lost_is_shown_as_an_access_that_reached_nothing() {
+    for state in [State::FirstStage, State::Bare] {
+        let (mut rig, attachment) = rig(state, false);
+        for cause in [DdtNotValid, DdtMisconfigured, DdtLoadAccessFault, TransactionTypeDisallowed] {
+            let fault = HostFault::new(cause, Write, IOVA);
+            assert_eq!(shown(&mut rig, attachment, &fault), Some(7), "{cause:?}");
+        }
+        rig.directory.set(id(0), &rig.b.context(pscid(2)));
+        let expected = if state == State::Bare { Some(5) } else { None };
+        let fault = HostFault::new(DdtNotValid, Read, IOVA);
+        assert_eq!(shown(&mut rig, attachment, &fault), expected, "a context that changed meanwhile is no loss");
+    }
 }
 
 // UPD-06, VT-04: "nothing if the physical entry was merely in transition". Until the fence after it completes, the

@@ -54,8 +54,9 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         if let Some(fault) = reading.refuses(access, process.is_some()) {
             return Verdict::Report { fault, origin, dtf };
         }
-        if slot.refused || self.locked {
-            // The guest's context is good, and the host does not carry it out.
+        // The guest's context is good, and the host did not carry it out: it refused, or lost what it was given.
+        let lost = slot.is_open() && !in_transit && slot.live == Some(reading.context());
+        if slot.refused || self.locked || lost {
             return report(access.access_fault(), dtf);
         }
         // Not `reread`: a fault is no reason to try a context again that the host refused.
