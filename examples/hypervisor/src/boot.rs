@@ -28,11 +28,12 @@ const FRAMES_END: usize = 0x8800_0000;
 static BOARD: Once<Board> = Once::new();
 static FRAMES: Once<Mutex<Frames>> = Once::new();
 static DRIVER: Once<Driver> = Once::new();
+static VM: [Mutex<Option<Vm>>; VMS] = [const { Mutex::new(None) }; VMS];
 
 /// The machine and its VMs.
 pub(crate) struct Board {
     pub(crate) shared: Shared,
-    pub(crate) vms: [Mutex<Option<Vm>>; VMS],
+    pub(crate) vms: &'static [Mutex<Option<Vm>>; VMS],
     /// The hart of each VM.
     harts: [usize; VMS],
     /// VMs that have ended, and those that have said how it went: a bit each.
@@ -140,9 +141,8 @@ fn set_up(hart: usize, tree: *const u8) -> Result<&'static Board, &'static str> 
     // Two VMs take this hart and the other one of the first two.
     let harts = [hart, hart ^ 1];
     let mut next_window = machine.pci_memory;
-    let mut vms = [const { Mutex::new(None) }; VMS];
-    for (id, vm) in VmId::ALL.into_iter().zip(&mut vms).take(options.vms) {
-        *vm.get_mut() = Some(Vm::create(id, harts[id.index()], &shared, &mut next_window)?);
+    for (id, vm) in VmId::ALL.into_iter().zip(&VM).take(options.vms) {
+        *vm.lock() = Some(Vm::create(id, harts[id.index()], &shared, &mut next_window)?);
     }
     let image_sum = canary::image_sum();
     let stack_ends = core::array::from_fn(|vm| {
@@ -151,7 +151,7 @@ fn set_up(hart: usize, tree: *const u8) -> Result<&'static Board, &'static str> 
         Canary::fill(unsafe { Table::at(Ppn::truncate(end / PAGE_SIZE), STACK_END / 8) }.words())
     });
     let (ended, concluded) = (AtomicU64::new(0), AtomicU64::new(0));
-    Ok(BOARD.call_once(|| Board { shared, vms, harts, ended, concluded, image_sum, stack_ends }))
+    Ok(BOARD.call_once(|| Board { shared, vms: &VM, harts, ended, concluded, image_sum, stack_ends }))
 }
 
 /// Runs a VM on this hart, to its end.

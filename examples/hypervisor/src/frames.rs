@@ -69,6 +69,7 @@ impl Table {
     ///
     /// # Safety
     /// Memory of `words` words is there, for good, and is only ever accessed by atomics.
+    #[must_use]
     pub unsafe fn at(ppn: Ppn, words: usize) -> Self {
         // SAFETY: the caller's promise.
         Self(unsafe { core::slice::from_raw_parts(ppn.base().get() as *const AtomicU64, words) })

@@ -1,7 +1,7 @@
 //! The machine as the host's device tree describes it, and what of it is given to guests.
 
 use fdt::Fdt;
-use fdt::node::FdtNode;
+use fdt::node::{FdtNode, NodeProperty};
 use riscv_viommu::Gpa;
 
 use crate::iommu::VMS;
@@ -37,7 +37,7 @@ impl Machine {
             .all_nodes()
             .find(|node| is_compatible(*node, "riscv,imsics") && interrupt(*node) == Some(SUPERVISOR_EXTERNAL))
             .ok_or("no supervisor-level riscv,imsics: start QEMU with aia=aplic-imsic,aia-guests=1")?;
-        let guest_index_bits = imsic.property("riscv,guest-index-bits").and_then(|bits| bits.as_usize());
+        let guest_index_bits = imsic.property("riscv,guest-index-bits").and_then(NodeProperty::as_usize);
         let pci = tree.find_compatible(&["pci-host-ecam-generic"]).ok_or("no pci-host-ecam-generic")?;
         let memory = tree.memory();
         let ram_end =

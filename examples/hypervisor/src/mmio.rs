@@ -70,18 +70,18 @@ impl MemoryAccess {
 mod tests {
     use super::*;
 
-    fn load(width: u8, rd: usize, signed: bool, length: u64) -> Option<MemoryAccess> {
-        Some(MemoryAccess { width, kind: AccessKind::Load { rd, signed }, length })
+    fn load(width: u8, rd: usize, signed: bool, length: u64) -> MemoryAccess {
+        MemoryAccess { width, kind: AccessKind::Load { rd, signed }, length }
     }
 
     // Encodings are an assembler's, with the address register cleared as the transformed form has it.
     #[test]
     fn loads_and_stores_are_what_the_instruction_says() {
-        assert_eq!(MemoryAccess::decode(0x0000_2503), load(4, 10, true, 4), "lw a0");
-        assert_eq!(MemoryAccess::decode(0x0000_6503), load(4, 10, false, 4), "lwu a0");
-        assert_eq!(MemoryAccess::decode(0x0000_3583), load(8, 11, true, 4), "ld a1");
-        assert_eq!(MemoryAccess::decode(0x0000_4783), load(1, 15, false, 4), "lbu a5");
-        assert_eq!(MemoryAccess::decode(0x0000_2501), load(4, 10, true, 2), "c.lw a0");
+        assert_eq!(MemoryAccess::decode(0x0000_2503), Some(load(4, 10, true, 4)), "lw a0");
+        assert_eq!(MemoryAccess::decode(0x0000_6503), Some(load(4, 10, false, 4)), "lwu a0");
+        assert_eq!(MemoryAccess::decode(0x0000_3583), Some(load(8, 11, true, 4)), "ld a1");
+        assert_eq!(MemoryAccess::decode(0x0000_4783), Some(load(1, 15, false, 4)), "lbu a5");
+        assert_eq!(MemoryAccess::decode(0x0000_2501), Some(load(4, 10, true, 2)), "c.lw a0");
         let store = MemoryAccess { width: 8, kind: AccessKind::Store { rs2: 12 }, length: 4 };
         assert_eq!(MemoryAccess::decode(0x00c0_3023), Some(store), "sd a2");
     }

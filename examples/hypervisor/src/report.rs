@@ -19,7 +19,7 @@ pub(crate) fn finish(board: &Board) -> ! {
         core::hint::spin_loop();
     }
     let mut wrong = None;
-    for vm in &board.vms {
+    for vm in board.vms {
         let mut vm = vm.lock();
         if let Some(vm) = vm.as_mut() {
             vm.shut_down();

@@ -57,8 +57,6 @@ impl Call {
             (base::EID_BASE, base::GET_SBI_SPEC_VERSION) => Request::Answer(OK, 2 << 24),
             (base::EID_BASE, base::GET_SBI_IMPL_ID) => Request::Answer(OK, IMPLEMENTATION),
             (base::EID_BASE, base::PROBE_EXTENSION) => Request::Answer(OK, u64::from(name(first as usize) != "other")),
-            // Version of the implementation, and the machine's vendor, architecture and implementation: not told.
-            (base::EID_BASE, _) => Request::Answer(OK, 0),
             (time::EID_TIME, time::SET_TIMER) => {
                 hart::set_guest_timer(first);
                 Request::Answer(OK, 0)
@@ -71,7 +69,9 @@ impl Call {
                 hart::flush_first_stage();
                 Request::Answer(OK, 0)
             }
-            (hsm::EID_HSM, hsm::HART_GET_STATUS) => Request::Answer(OK, 0),
+            // The hart is started. Of the rest of the base the guest is not told: version of the implementation, the
+            // machine's vendor, architecture and implementation.
+            (hsm::EID_HSM, hsm::HART_GET_STATUS) | (base::EID_BASE, _) => Request::Answer(OK, 0),
             (hsm::EID_HSM, hsm::HART_START) => Request::Answer(ALREADY_AVAILABLE, 0),
             (srst::EID_SRST, _) | (hsm::EID_HSM, hsm::HART_STOP) => Request::Shutdown,
             (dbcn::EID_DBCN, dbcn::CONSOLE_WRITE) if third == 0 => {

@@ -69,7 +69,7 @@ impl SecondStage {
     /// # Errors
     /// [`MapError`]; what was mapped before the error stays.
     pub fn map(&self, frames: &mut Frames, gpa: Gpa, hpa: u64, size: u64, access: Access) -> Result<(), MapError> {
-        let whole = |address: u64| address % PAGE_SIZE == 0;
+        let whole = |address: u64| address.is_multiple_of(PAGE_SIZE);
         let end = gpa.get().checked_add(size).ok_or(MapError::Range)?;
         if !whole(gpa.get()) || !whole(hpa) || !whole(size) || end >> MODE.input_width() != 0 {
             return Err(MapError::Range);
@@ -91,6 +91,7 @@ impl SecondStage {
     }
 
     /// Takes out the leaf that maps `gpa`, if there is one. What is cached of it is the caller's to drop.
+    #[must_use = "it is filled again, or meant to stay"]
     pub fn unmap(&self, gpa: Gpa) -> Option<Hole> {
         let (entry, level) = self.leaf(gpa)?;
         let size = leaf_size(level);

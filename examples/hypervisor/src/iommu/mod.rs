@@ -28,7 +28,7 @@ use queue::{CommandQueue, FaultQueue};
 const PATIENCE: u32 = 10_000_000;
 
 /// Faults of one VM that wait for its vIOMMU; more are counted as lost.
-const WAITING_FAULTS: usize = 256;
+const WAITING_FAULTS: usize = 128;
 
 /// The vector of the fault queue's interrupt.
 const FAULT_VECTOR: u8 = 1;
@@ -170,7 +170,7 @@ impl<B: Bus> Iommu<B> {
             let mut patience = PATIENCE;
             while self.commands.room(&self.bus) == 0 {
                 self.commands.ring(&self.bus);
-                self.commands.check(&self.bus)?;
+                CommandQueue::check(&self.bus)?;
                 patience = patience.checked_sub(1).ok_or(IommuError::Stuck(Register::Cqh))?;
             }
             self.commands.push(command.encode());
@@ -189,7 +189,7 @@ impl<B: Bus> Iommu<B> {
         self.submit(issuer, core::iter::once(Command::IofenceC(fence)))?;
         let mut patience = PATIENCE;
         while !self.commands.is_empty(&self.bus) {
-            self.commands.check(&self.bus)?;
+            CommandQueue::check(&self.bus)?;
             patience = patience.checked_sub(1).ok_or(IommuError::Stuck(Register::Cqh))?;
         }
         self.drain_faults();

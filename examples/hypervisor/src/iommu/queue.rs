@@ -66,7 +66,7 @@ impl CommandQueue {
     }
 
     /// Whether the queue still runs. All commands are the driver's own, so that it does not stop for a guest's mistake.
-    pub(super) fn check(&self, bus: &impl Bus) -> Result<(), IommuError> {
+    pub(super) fn check(bus: &impl Bus) -> Result<(), IommuError> {
         let status = Cqcsr::from_bits(bus.load(Register::Cqcsr) as u32);
         if status.cqmf() || status.cmd_ill() || status.cmd_to() || !status.cqon() {
             return Err(IommuError::Stopped(status));
