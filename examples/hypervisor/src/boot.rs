@@ -203,8 +203,8 @@ impl Board {
     /// The VM of this hart has ended: the hart goes on taking faults for the others.
     fn wait_for_the_others(&self, own: usize) -> ! {
         loop {
+            hart::wait();
             self.drain_faults(own);
-            core::hint::spin_loop();
             if self.is_over() {
                 report::finish(self);
             }

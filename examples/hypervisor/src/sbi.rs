@@ -69,15 +69,16 @@ impl Call {
                 hart::flush_first_stage();
                 Request::Answer(OK, 0)
             }
-            // The hart is started. Of the rest of the base the guest is not told: version of the implementation, the
-            // machine's vendor, architecture and implementation.
-            (hsm::EID_HSM, hsm::HART_GET_STATUS) | (base::EID_BASE, _) => Request::Answer(OK, 0),
+            // Not told: version of the implementation, the machine's vendor, architecture and implementation. The hart
+            // is started, and nobody types.
+            (base::EID_BASE, _) | (hsm::EID_HSM, hsm::HART_GET_STATUS) | (dbcn::EID_DBCN, dbcn::CONSOLE_READ) => {
+                Request::Answer(OK, 0)
+            }
             (hsm::EID_HSM, hsm::HART_START) => Request::Answer(ALREADY_AVAILABLE, 0),
             (srst::EID_SRST, _) | (hsm::EID_HSM, hsm::HART_STOP) => Request::Shutdown,
             (dbcn::EID_DBCN, dbcn::CONSOLE_WRITE) if third == 0 => {
                 Request::Print { at: Gpa::new(second), length: first }
             }
-            (dbcn::EID_DBCN, dbcn::CONSOLE_READ) => Request::Answer(OK, 0),
             (dbcn::EID_DBCN, dbcn::CONSOLE_WRITE_BYTE) => Request::PrintByte(first as u8),
             _ => Request::Answer(NOT_SUPPORTED, 0),
         }

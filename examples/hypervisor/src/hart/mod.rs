@@ -10,6 +10,9 @@ use csr::{read, set, write};
 /// Interrupt identity of the IOMMU's fault queue in the hypervisor's own interrupt file.
 pub(crate) const FAULT_IDENTITY: u32 = 1;
 
+/// Ticks of the longest wait: a hundredth of a second on QEMU.
+const WAIT: u64 = 100_000;
+
 /// Registers of an interrupt file, selected by `siselect`.
 const EIDELIVERY: u64 = 0x70;
 const EITHRESHOLD: u64 = 0x72;
@@ -69,6 +72,16 @@ pub(crate) fn come_back(ticks: u64) {
 /// The timer has brought the hart back.
 pub(crate) fn clear_timer() {
     write!(csr::STIMECMP, u64::MAX);
+}
+
+/// Waits for an interrupt of the hypervisor, which is then taken, but not for long.
+pub(crate) fn wait() {
+    come_back(WAIT);
+    // SAFETY: only waits; nothing is taken, for interrupts are off outside guests.
+    unsafe { core::arch::asm!("wfi", options(nostack)) };
+    clear_timer();
+    clear_software_interrupt();
+    claim();
 }
 
 /// Timer of the guest that runs on this hart.
