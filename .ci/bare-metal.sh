@@ -88,17 +88,7 @@ rust_src() {
 rust_src_from() {
     local suite=$1 release=$2 version
     [[ -f $cache/rust-src-$release.deb ]] && return
-    apt_setup "$suite"
-    if ! "${apt_get[@]}" update >"$logs/apt-$suite.log" 2>&1; then
-        # Signatures are checked with the machine's keyring, which may be older than the suite.
-        if grep -q NO_PUBKEY "$logs/apt-$suite.log" && [[ $(id -u) == 0 ]]; then
-            debian_install debian-archive-keyring
-            quiet "apt-$suite" "${apt_get[@]}" update
-        else
-            tail -n 20 "$logs/apt-$suite.log" >&2
-            die "no package list of Debian's $suite: see why above, mend it $advice"
-        fi
-    fi
+    apt_lists "$suite" || die "no package list of Debian's $suite: see why above, mend it $advice"
     version=$("${apt_cache[@]}" madison rust-src | awk -v release="$release" '
         index($3, release "+") == 1 || index($3, release "-") == 1 { print $3; exit }')
     [[ -n $version ]] || return 1
@@ -110,9 +100,24 @@ rust_src_from() {
     mv "$cache"/rust-src_*.deb "$cache/rust-src-$release.deb"
 }
 
-# apt_setup SUITE: sets apt_get and apt_cache to ones that know this suite alone and leave the machine's lists be.
+# apt_lists SUITE...: apt_setup with fresh package lists; false where there are none, and why was printed.
+apt_lists() {
+    local log="$logs/apt-$1.log"
+    apt_setup "$@"
+    "${apt_get[@]}" update >"$log" 2>&1 && return
+    # Signatures are checked with the machine's keyring, which may be older than the suite.
+    if grep -q NO_PUBKEY "$log" && [[ $(id -u) == 0 ]]; then
+        debian_install debian-archive-keyring
+        "${apt_get[@]}" update >"$log" 2>&1 && return
+    fi
+    grep '^[EW]: ' "$log" >&2
+    return 1
+}
+
+# apt_setup SUITE...: sets apt_get and apt_cache to ones that know these suites alone, for another machine
+# where apt_architecture names one, and leave the machine's lists be.
 apt_setup() {
-    local suite=$1 codename mirror keyring options
+    local suite codename mirror keyring options
     keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     [[ -f $keyring ]] || debian_install debian-archive-keyring
     # The mirror is the one this machine takes its own release from.
@@ -123,14 +128,17 @@ apt_setup() {
     [[ -n $mirror ]] ||
         die "apt has no source for '$codename', so no Debian mirror is known: add one to apt's sources $advice"
     mkdir -p "$cache/apt/lists/partial" "$cache/apt/archives/partial"
-    printf 'deb [signed-by=%s] %s %s main\n' "$keyring" "$mirror" "$suite" >"$cache/apt/$suite.list"
+    for suite; do
+        printf 'deb [signed-by=%s] %s %s main\n' "$keyring" "$mirror" "$suite"
+    done >"$cache/apt/$1.list"
     : >"$cache/apt/status"
     options=(
-        -o "Dir::Etc::sourcelist=$cache/apt/$suite.list" -o Dir::Etc::sourceparts=-
+        -o "Dir::Etc::sourcelist=$cache/apt/$1.list" -o Dir::Etc::sourceparts=-
         -o "Dir::State=$cache/apt" -o "Dir::State::lists=$cache/apt/lists"
         -o "Dir::State::status=$cache/apt/status" -o "Dir::Cache=$cache/apt"
         -o "APT::Sandbox::User=$(id -un)" -o Acquire::Languages=none
         -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false -o APT::Update::Error-Mode=any
+        ${apt_architecture:+-o "APT::Architecture=$apt_architecture" -o "APT::Architectures=$apt_architecture"}
     )
     apt_get=(apt-get "${options[@]}")
     apt_cache=(apt-cache "${options[@]}")
