@@ -90,7 +90,7 @@ rust_src_from() {
     [[ -f $cache/rust-src-$release.deb ]] && return
     apt_lists "$suite" || die "no package list of Debian's $suite: see why above, mend it $advice"
     version=$("${apt_cache[@]}" madison rust-src | awk -v release="$release" '
-        index($3, release "+") == 1 || index($3, release "-") == 1 { print $3; exit }')
+        !found && (index($3, release "+") == 1 || index($3, release "-") == 1) { print $3; found = 1 }')
     [[ -n $version ]] || return 1
     rm -f "$cache"/rust-src_*.deb
     (cd "$cache" && "${apt_get[@]}" download "rust-src=$version") >"$logs/rust-src.log" 2>&1 || {

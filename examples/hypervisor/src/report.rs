@@ -155,6 +155,7 @@ fn of_driver(board: &Board) {
             ("doorbells", counts.doorbells),
             ("faults", counts.faults),
             ("faults-of-nobody", counts.faults_of_nobody),
+            ("faults-repeated", counts.faults_repeated),
         ])
     );
     say!("report: device and GSCID of {} commands and contexts checked, {} wrong", owners.checked, owners.violations);

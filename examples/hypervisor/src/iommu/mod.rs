@@ -12,6 +12,7 @@ mod queue;
 use core::sync::atomic::AtomicU64;
 
 use heapless::Deque;
+use riscv_viommu::addr::PAGE_SIZE;
 use riscv_viommu::cmdq::{Command, IofenceC, Iotinval};
 use riscv_viommu::faultq::FaultRecord;
 use riscv_viommu::regs::{Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Icvec, Ipsr, MsiAddr, MsiVecCtl, QueueBase};
@@ -70,6 +71,8 @@ pub struct Counts {
     pub faults: u64,
     /// Fault records of no VM.
     pub faults_of_nobody: u64,
+    /// Fault records that said what the last one of that VM, still waiting, says.
+    pub faults_repeated: u64,
 }
 
 /// The driver.
@@ -222,7 +225,10 @@ impl<B: Bus> Iommu<B> {
                 self.counts.faults_of_nobody += 1;
                 continue;
             };
-            if self.waiting[vm.index()].push_back(record).is_err() {
+            let waiting = &mut self.waiting[vm.index()];
+            if waiting.back().is_some_and(|last| say_the_same(last, &record)) {
+                self.counts.faults_repeated += 1;
+            } else if waiting.push_back(record).is_err() {
                 self.lost[vm.index()] += 1;
             }
         }
@@ -286,6 +292,11 @@ impl<B: Bus> Iommu<B> {
         let so = (0..PATIENCE).any(|_| is_so(self.bus.load(register)));
         so.then_some(()).ok_or(IommuError::Stuck(register))
     }
+}
+
+/// Whether one of two records tells a VM as much as both: the same fault on the same page (rule FQ-07).
+fn say_the_same(one: &FaultRecord, other: &FaultRecord) -> bool {
+    one.head == other.head && one.iotval / PAGE_SIZE == other.iotval / PAGE_SIZE
 }
 
 fn queue_base(table: Table, entries: u32) -> u64 {

@@ -12,10 +12,10 @@ use crate::frames::Table;
 
 /// Commands in one page.
 pub(super) const COMMANDS: u32 = 256;
-/// Pages of the fault queue.
-pub(super) const FAULT_PAGES: usize = 4;
+/// Pages of the fault queue: many, for all VMs share it, and QEMU writes a record for every few bytes of a transfer.
+pub(super) const FAULT_PAGES: usize = 32;
 /// Records in them.
-pub(super) const FAULTS: u32 = 512;
+pub(super) const FAULTS: u32 = 4096;
 
 /// The command queue, from the side of software.
 #[derive(Debug)]

@@ -46,14 +46,20 @@ impl Model {
         };
     }
 
-    /// Writes a record as the hardware would.
+    /// Writes a record as the hardware would, of a page of its own.
     fn fault(&self, device: PhysicalId) {
+        let page = self.get(Register::Fqt) << 12;
+        self.fault_at(device, page);
+    }
+
+    fn fault_at(&self, device: PhysicalId, iova: u64) {
         let base = QueueBase::from_bits(self.get(Register::Fqb));
         let at = self.get(Register::Fqt);
         // SAFETY: the driver's fault queue.
         let table = unsafe { Table::at(base.ppn(), queue::FAULTS as usize * 4) };
         let head = FaultHead::new().with_cause(13).with_ttyp(2).with_did(device.0);
         table.words()[at as usize * 4].store(head.into_bits(), Ordering::Relaxed);
+        table.words()[at as usize * 4 + 2].store(iova, Ordering::Relaxed);
         self.set(Register::Fqt, (at + 1) % u64::from(queue::FAULTS));
     }
 }
@@ -229,6 +235,17 @@ fn faults_of_one_vm_do_not_take_the_place_of_anothers() {
     let [storm, calm] = VmId::ALL;
     assert_eq!(core::iter::from_fn(|| iommu.next_fault(calm)).count(), 3);
     assert_eq!((iommu.take_lost(calm), iommu.take_lost(storm) as usize), (0, 2 * WAITING_FAULTS));
+}
+
+#[test]
+fn a_transfer_that_faults_word_by_word_waits_as_one_fault_for_each_page() {
+    let model = Model::new();
+    let mut iommu = started(&model);
+    (0..1024).for_each(|word| model.fault_at(DEVICES[0], 0x1000 + 8 * word));
+    iommu.on_fault_interrupt();
+    let [vm, _] = VmId::ALL;
+    let pages: Vec<_> = core::iter::from_fn(|| iommu.next_fault(vm)).map(|record| record.iotval).collect();
+    assert_eq!((pages, iommu.counts.faults_repeated, iommu.take_lost(vm)), (vec![0x1000, 0x2000], 1022, 0));
 }
 
 #[test]

@@ -64,7 +64,7 @@ pub(super) fn a_context_made_valid_opens_the_device(bench: &mut Bench) -> Verdic
     directory.set_word(0, Tc::new().with_v(true).into_bits());
     bench.iommu.run(&[Command::IodirInvalDdt(None)])?;
     works_again(bench, &World { directory, space })?;
-    // Without a command, too. An emulated IOMMU may learn of it by a transaction that it still blocks (UPD-04, SYNC-08).
+    // Without a command, too. An emulated IOMMU may learn of it by a transaction that it blocks (UPD-04, SYNC-08).
     directory.set_word(0, 0);
     bench.iommu.run(&[Command::IodirInvalDdt(None)])?;
     bench.blocked(Cause::DdtNotValid)?;

@@ -66,7 +66,7 @@ pub(super) fn a_message_that_cannot_be_stored_is_a_fault(bench: &mut Bench) -> V
         bench.iommu.push(RawCommand::default());
         bench.iommu.doorbell();
         bench.iommu.settle();
-        // For the command queue's message, and perhaps again for that of the record itself, but no more (IRQ-14, FQ-07).
+        // For the command queue's message, perhaps again for that of the record itself, no more (IRQ-14, FQ-07).
         let came = csr::within(1000, || bench.iommu.has_fault());
         ensure!(came, "no record of a message to {outside:#x}");
         let head = FaultHead::new().with_cause(Cause::MsiWriteAccessFault.code());

@@ -111,7 +111,8 @@ pub(super) fn queue_bases_keep_size_and_page_and_zero_the_index(bench: &mut Benc
             ensure!(read(base) == value.into_bits(), "{base}: {:#x} of {value:x?}", read(base)); // REG-QB-01, REG-QB-03
             write(index, 1_u32);
             write(base, value.into_bits());
-            ensure!(read(index) == 0 || bench.excused(), "{index} is {} after a write of {base}", read(index)); // REG-QB-08
+            // REG-QB-08.
+            ensure!(read(index) == 0 || bench.excused(), "{index} is {} after a write of {base}", read(index));
         }
         write(base, u64::MAX);
         let all = QueueBase::from_bits(read(base));
@@ -138,7 +139,8 @@ pub(super) fn indices_keep_only_the_bits_of_the_queue(bench: &mut Bench) -> Verd
             write(base, QueueBase::new().with_log2sz_minus_1(log2 - 1).with_ppn(page).into_bits());
             write(index, u32::MAX);
             let expected = (1 << log2) - 1;
-            ensure!(read(index) == expected, "{index} is {:#x} with {expected:#x}", read(index)); // REG-QI-02, REG-QI-03
+            // REG-QI-02, REG-QI-03.
+            ensure!(read(index) == expected, "{index} is {:#x} with {expected:#x}", read(index));
         }
     }
     // The IOMMU's own indices are not software's (REG-QI-01, REG-QI-04).

@@ -166,8 +166,8 @@ pub(super) fn a_page_for_reading_is_not_written(bench: &mut Bench) -> Verdict {
         page.fill(pattern(5));
         bench.reads(iova, 5)?;
     }
-    // Nor is it once the translation may be in a cache (CA-07). QEMU's IOMMU, here and under the hypervisor, then blocks
-    // without a record; that D was 0 it has forgotten (CA-08), so that is not tried.
+    // Nor is it once the translation may be in a cache (CA-07). QEMU's IOMMU, here and under the hypervisor, then
+    // blocks without a record; that D was 0 it has forgotten (CA-08), so that is not tried.
     bench.deliver([IOVA, 0], nvme::BLOCK, 6)?;
     ensure!(page.holds(PAGE, pattern(5)), "a write changed a page for reading");
     bench.drop_faults();
