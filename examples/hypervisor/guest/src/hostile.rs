@@ -13,6 +13,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use riscv_viommu::cmdq::{Command, IofenceC, Iotinval, Legality, PageRange, RawCommand};
 use riscv_viommu::ddt::{BaseContext, ExtendedContext, Fsc, Ta, Tc};
+use riscv_viommu::pt::Pte;
 use riscv_viommu::regs::{Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Icvec, MsiAddr, MsiVecCtl, QueueBase, Register};
 use riscv_viommu::{Cause, DeviceId, FirstStageMode, Gpa, Gscid, Iova, Ppn, ProcessId, Pscid};
 use zerocopy::IntoBytes;
@@ -26,7 +27,7 @@ use crate::memory::{PAGE, Pages, RAM, pattern};
 use crate::mmio;
 use crate::nvme::{BLOCK, Outcome, Way};
 use crate::start;
-use crate::tables::{Pte, Space};
+use crate::tables::{Space, read_only, read_write};
 use crate::verdict::{Why, ensure, why};
 
 /// What is put where it should not get to: easily found.
@@ -440,10 +441,10 @@ impl<'a> Hostile<'a> {
         let random = Pte::from_bits(self.rng.random());
         let pte = match self.rng.random_range(0..5) {
             0 => Pte::new(),
-            1 => Pte::read_only(pointer),
-            2 => Pte::new().with_v(true).with_ppn(pointer / PAGE as u64),
-            3 if !HOME.contains(&(random.ppn() * PAGE as u64)) => random,
-            _ => Pte::leaf(pointer),
+            1 => read_only(pointer),
+            2 => Pte::new().with_v(true).with_ppn(Ppn::truncate(pointer / PAGE as u64)),
+            3 if !HOME.contains(&random.ppn().base().get()) => random,
+            _ => read_write(pointer),
         };
         self.world.space.entry(&mut self.bench.pool, iova, 0).set(pte);
     }

@@ -1,13 +1,14 @@
 //! Experiments with what goes wrong while a device is at work, each with its own verdict.
 
 use riscv_viommu::cmdq::{Command, Iotinval, PageRange};
+use riscv_viommu::pt::Pte;
 use riscv_viommu::{Cause, Iova};
 
 use crate::bench::{Bench, PASSING, QUEUES, READ, WRITE};
 use crate::console::say;
 use crate::memory::{MEGA, PAGE, pattern};
 use crate::nvme::{BLOCK, Outcome, Way};
-use crate::tables::Pte;
+use crate::tables::read_write;
 use crate::verdict::{Why, ensure};
 
 const IOVA: u64 = 0x11_2233_4000;
@@ -74,7 +75,7 @@ fn unmapped(bench: &mut Bench) -> Result<(), Why> {
         bench.expect(Cause::ReadPageFault, READ, SUBMISSIONS)?;
         ensure!(page.holds(PAGE, pattern(7)), "an unmapped page was written");
         queue.set(kept);
-        entry.set(Pte::leaf(page.gpa()));
+        entry.set(read_write(page.gpa()));
         bench.restart()?;
         let outcome = bench.nvme.transfer(Way::ToMemory, PASSING, PAGE, [IOVA, 0]);
         ensure!(outcome == Outcome::Done(0), "{outcome:?}, {}", bench.next_fault());

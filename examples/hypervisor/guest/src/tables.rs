@@ -1,53 +1,26 @@
 //! What the IOMMU walks: first-stage page tables and the device directory.
 
-use bitfield_struct::bitfield;
 use riscv_viommu::ddt::{BaseContext, DdtEntry, ExtendedContext, Fsc, Ta, Tc};
+use riscv_viommu::pt::Pte;
 use riscv_viommu::regs::{Ddtp, DdtpMode};
 use riscv_viommu::{DeviceId, FirstStageMode, Ppn, Pscid};
 
 use crate::memory::{PAGE, Pages, Pool};
 
-/// A first-stage page-table entry (rule PTE-01).
-#[bitfield(u64)]
-#[derive(PartialEq, Eq)]
-pub(crate) struct Pte {
-    pub(crate) v: bool,
-    pub(crate) r: bool,
-    pub(crate) w: bool,
-    pub(crate) x: bool,
-    pub(crate) u: bool,
-    pub(crate) g: bool,
-    pub(crate) a: bool,
-    pub(crate) d: bool,
-    #[bits(2)]
-    rsw: u8,
-    #[bits(44)]
-    pub(crate) ppn: u64,
-    #[bits(5)]
-    pub(crate) rsvd: u8,
-    #[bits(2)]
-    rsw60t59: u8,
-    #[bits(2)]
-    pub(crate) pbmt: u8,
-    pub(crate) n: bool,
+/// A leaf a device may read and write.
+pub(crate) fn read_write(gpa: u64) -> Pte {
+    let leaf = Pte::new().with_v(true).with_r(true).with_w(true).with_u(true).with_a(true).with_d(true);
+    leaf.with_ppn(Ppn::truncate(gpa >> 12))
 }
 
-impl Pte {
-    /// A leaf a device may read and write.
-    pub(crate) fn leaf(gpa: u64) -> Self {
-        let leaf = Self::new().with_v(true).with_r(true).with_w(true).with_u(true).with_a(true).with_d(true);
-        leaf.with_ppn(gpa >> 12)
-    }
+/// A leaf a device may only read.
+pub(crate) fn read_only(gpa: u64) -> Pte {
+    read_write(gpa).with_w(false)
+}
 
-    /// A leaf a device may only read.
-    pub(crate) fn read_only(gpa: u64) -> Self {
-        Self::leaf(gpa).with_w(false)
-    }
-
-    /// A pointer to the next table.
-    pub(crate) fn table(page: Pages) -> Self {
-        Self::new().with_v(true).with_ppn(page.ppn().get())
-    }
+/// An entry that leads to the next table.
+pub(crate) fn pointer(table: Pages) -> Pte {
+    Pte::new().with_v(true).with_ppn(table.ppn())
 }
 
 /// Bytes mapped by a leaf at a level.
@@ -91,9 +64,9 @@ impl Space {
         let mut entry = at(self.root, self.mode.levels() - 1);
         for level in (level..self.mode.levels() - 1).rev() {
             if !entry.get().v() {
-                entry.set(Pte::table(pool.pages(1)));
+                entry.set(pointer(pool.pages(1)));
             }
-            let next = Ppn::truncate(entry.get().ppn()).base().get();
+            let next = entry.get().ppn().base().get();
             entry = at(pool.owned(next), level);
         }
         entry
@@ -102,7 +75,7 @@ impl Space {
     /// Maps one page, read-write.
     pub(crate) fn map(&self, pool: &mut Pool, iova: u64, gpa: u64) -> Entry {
         let entry = self.entry(pool, iova, 0);
-        entry.set(Pte::leaf(gpa));
+        entry.set(read_write(gpa));
         entry
     }
 

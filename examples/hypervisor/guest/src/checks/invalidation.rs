@@ -1,12 +1,13 @@
 //! Changes of live tables: the commands that make them count.
 
 use riscv_viommu::cmdq::{Command, Iotinval, PageRange};
+use riscv_viommu::pt::Pte;
 use riscv_viommu::{Cause, FirstStageMode, Gscid, Iova, Pscid};
 
 use crate::bench::{Bench, DEVICE, PASSING, World};
 use crate::memory::{PAGE, Pages, pattern};
 use crate::nvme::{Outcome, Way};
-use crate::tables::{Pte, leaf_bytes};
+use crate::tables::{leaf_bytes, pointer, read_only, read_write};
 use crate::verdict::{Verdict, ensure, skip};
 
 const IOVA: u64 = 0x11_2233_4000;
@@ -41,7 +42,7 @@ pub(super) fn every_scope_of_invalidation_ends_an_old_translation(bench: &mut Be
             .enumerate()
     {
         bench.reads(IOVA, round as u64 % 2)?;
-        entry.set(Pte::leaf(pages.page((round + 1) % 2).gpa()));
+        entry.set(read_write(pages.page((round + 1) % 2).gpa()));
         bench.iommu.run(&[Command::IotinvalVma(scope)])?;
         bench.reads(IOVA, (round as u64 + 1) % 2)?;
     }
@@ -93,7 +94,7 @@ pub(super) fn a_table_is_replaced_under_a_live_space(bench: &mut Bench) -> Verdi
         // Two tables for the same addresses, one to each page.
         let tables = bench.pool.pages(2);
         for index in 0..2 {
-            tables.page(index).fill(|_| Pte::leaf(pages.page(index).gpa()).into_bits());
+            tables.page(index).fill(|_| read_write(pages.page(index).gpa()).into_bits());
         }
         let entry = world.space.entry(&mut bench.pool, IOVA, 1);
         let mut scopes = heapless::Vec::<Iotinval, 4>::new();
@@ -107,7 +108,7 @@ pub(super) fn a_table_is_replaced_under_a_live_space(bench: &mut Bench) -> Verdi
         for index in 0..=1 {
             for &scope in &scopes {
                 for turn in [index, 1 - index] {
-                    entry.set(Pte::table(tables.page(turn)));
+                    entry.set(pointer(tables.page(turn)));
                     bench.iommu.run(&[Command::IotinvalVma(scope)])?;
                     bench.reads(IOVA, turn as u64)?; // SWG-14
                 }
@@ -120,7 +121,7 @@ pub(super) fn a_table_is_replaced_under_a_live_space(bench: &mut Bench) -> Verdi
 pub(super) fn a_global_page_goes_with_an_address_and_with_everything(bench: &mut Bench) -> Verdict {
     let world = bench.sv39()?;
     let pages = marked(bench, 2);
-    let leaf = |turn: usize| Pte::leaf(pages.page(turn).gpa()).with_g(true);
+    let leaf = |turn: usize| read_write(pages.page(turn).gpa()).with_g(true);
     let entry = world.space.entry(&mut bench.pool, IOVA, 0);
     entry.set(leaf(0));
     // VMA-01, VMA-03, CA-05: not by PSCID.
@@ -139,7 +140,7 @@ pub(super) fn a_page_moved_300_times_is_always_the_new_one(bench: &mut Bench) ->
     let entry = world.space.map(&mut bench.pool, IOVA, pages.gpa());
     for round in 1..=300 {
         let turn = round * 5 % 8;
-        entry.set(Pte::leaf(pages.page(turn).gpa()));
+        entry.set(read_write(pages.page(turn).gpa()));
         let scope = ALL.with_range(page_at(IOVA)).with_pscid(PSCID);
         bench.iommu.run(&[Command::IotinvalVma(scope)])?;
         bench.reads(IOVA, turn as u64)?; // SWG-13, SYNC-03
@@ -192,7 +193,7 @@ pub(super) fn an_unmapped_page_is_out_of_reach(bench: &mut Bench) -> Verdict {
         // Only the right to write is taken.
         let entry = world.space.map(&mut bench.pool, IOVA, page.gpa());
         bench.leads(IOVA, page, 4)?;
-        entry.set(Pte::read_only(page.gpa()));
+        entry.set(read_only(page.gpa()));
         bench.iommu.run(&[Command::IotinvalVma(scope)])?;
         bench.write_faults(IOVA, Cause::WritePageFault, page)?;
     }

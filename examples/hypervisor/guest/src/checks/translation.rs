@@ -1,13 +1,14 @@
 //! First stages: what they let through, and where to.
 
-use riscv_viommu::Cause;
+use riscv_viommu::pt::Pte;
+use riscv_viommu::{Cause, Ppn};
 
 use crate::bench::{Bench, MODES, PASSING, QUEUES, READ, WRITE};
 use crate::csr;
 use crate::imsic::{self, IMSIC};
 use crate::memory::{MEGA, PAGE, Pages, RAM, pattern};
 use crate::nvme::{self, Outcome, Way};
-use crate::tables::{Pte, Space, leaf_bytes};
+use crate::tables::{Space, leaf_bytes, pointer, read_only, read_write};
 use crate::verdict::{Verdict, Why, ensure, skip, why};
 
 /// Somewhere that is no address of memory.
@@ -67,7 +68,7 @@ pub(super) fn leaves_of_every_size_translate_to_their_last_page(bench: &mut Benc
             // The largest leaves begin at GPA 0: RAM is inside them. Each has an address of its own, beside the others.
             let iova = leaf_bytes(level) * 3;
             let base = pages.gpa() / leaf_bytes(level) * leaf_bytes(level);
-            world.space.entry(&mut bench.pool, iova, level).set(Pte::leaf(base));
+            world.space.entry(&mut bench.pool, iova, level).set(read_write(base));
             for index in [0, 1, MEGA / PAGE - 1] {
                 let page = pages.page(index);
                 bench.leads(iova + (page.gpa() - base), page, u64::from(level) << 8 | index as u64)?; // PTE-08
@@ -76,7 +77,7 @@ pub(super) fn leaves_of_every_size_translate_to_their_last_page(bench: &mut Benc
         // 64 KiB, sixteen entries that are the same (PTE-06).
         let napot = IOVA & !0xffff;
         for index in 0..16 {
-            let leaf = Pte::leaf(pages.gpa() + 0x8000).with_n(true);
+            let leaf = read_write(pages.gpa() + 0x8000).with_n(true);
             world.space.entry(&mut bench.pool, napot + index * PAGE as u64, 0).set(leaf);
         }
         for index in 0..16 {
@@ -127,7 +128,8 @@ pub(super) fn upper_addresses_translate_and_those_between_fault(bench: &mut Benc
 pub(super) fn an_entry_that_is_not_to_be_used_faults(bench: &mut Bench) -> Verdict {
     let world = bench.sv39()?;
     let page = bench.page();
-    let leaf = Pte::leaf(page.gpa());
+    let leaf = read_write(page.gpa());
+    let reserved = |pte: Pte, bit: u32| Pte::from_bits(pte.into_bits() | 1 << (54 + bit));
     let mut iova = IOVA;
     let mut check = |bench: &mut Bench, level, pte: Pte| -> Result<(), Why> {
         // An address of its own for each, so that no cache knows it.
@@ -140,15 +142,15 @@ pub(super) fn an_entry_that_is_not_to_be_used_faults(bench: &mut Bench) -> Verdi
     check(bench, 0, leaf.with_r(false).with_x(true))?; // PTE-02
     check(bench, 0, leaf.with_u(false))?; // S1-11: no process_id, hence a user's request (ACC-02)
     check(bench, 0, leaf.with_a(false))?; // AD-01
-    check(bench, 0, leaf.with_n(true).with_ppn(leaf.ppn() & !0xf | 4))?; // PTE-06
-    check(bench, 0, Pte::table(page))?; // PTE-07: no further level
+    check(bench, 0, leaf.with_n(true).with_ppn(Ppn::truncate(leaf.ppn().get() & !0xf | 4)))?; // PTE-06
+    check(bench, 0, pointer(page))?; // PTE-07: no further level
     check(bench, 1, leaf)?; // PTE-08: page numbers are not multiples of 512
-    check(bench, 1, Pte::leaf(0x8060_0000).with_n(true))?; // PTE-06: not at level 0
+    check(bench, 1, read_write(0x8060_0000).with_n(true))?; // PTE-06: not at level 0
     for bit in 0..5 {
-        check(bench, 0, leaf.with_rsvd(1 << bit))?; // PTE-03
+        check(bench, 0, reserved(leaf, bit))?; // PTE-03
     }
-    let table = Pte::table(bench.pool.pages(1));
-    for pte in [table.with_u(true), table.with_a(true), table.with_d(true), table.with_n(true), table.with_rsvd(1)] {
+    let table = pointer(bench.pool.pages(1));
+    for pte in [table.with_u(true), table.with_a(true), table.with_d(true), table.with_n(true), reserved(table, 0)] {
         check(bench, 1, pte)?; // PTE-07, PTE-03
     }
     Ok(())
@@ -157,10 +159,10 @@ pub(super) fn an_entry_that_is_not_to_be_used_faults(bench: &mut Bench) -> Verdi
 pub(super) fn a_page_for_reading_is_not_written(bench: &mut Bench) -> Verdict {
     let world = bench.sv39()?;
     let page = bench.page();
-    let read_only = Pte::read_only(page.gpa());
+    let read_only = read_only(page.gpa());
     let next = IOVA + PAGE as u64;
     world.space.entry(&mut bench.pool, IOVA, 0).set(read_only);
-    world.space.entry(&mut bench.pool, next, 0).set(Pte::leaf(page.gpa()).with_d(false));
+    world.space.entry(&mut bench.pool, next, 0).set(read_write(page.gpa()).with_d(false));
     for iova in [IOVA, next] {
         bench.write_faults(iova, Cause::WritePageFault, page)?; // ACC-05, AD-01
         page.fill(pattern(5));
@@ -219,7 +221,7 @@ pub(super) fn memory_that_is_not_the_guests_is_out_of_reach(bench: &mut Bench) -
     }
     // A large leaf that begins in front of RAM and ends behind it: only what is RAM is reached.
     let (iova, page) = (3 << 30, bench.page());
-    world.space.entry(&mut bench.pool, iova, 2).set(Pte::leaf(RAM));
+    world.space.entry(&mut bench.pool, iova, 2).set(read_write(RAM));
     bench.leads(iova + (page.gpa() - RAM), page, 7)?;
     Ok(bench.faults(iova + (bench.ram_end - RAM), ACCESS_FAULTS, nowhere)?)
 }
@@ -254,7 +256,7 @@ pub(super) fn tables_that_are_not_in_memory_are_access_faults(bench: &mut Bench)
     for gpa in [0, bench.ram_end, 0x0301_0000] {
         for level in [1, 2] {
             iova += leaf_bytes(2);
-            world.space.entry(&mut bench.pool, iova, level).set(Pte::table(Pages::elsewhere(gpa)));
+            world.space.entry(&mut bench.pool, iova, level).set(pointer(Pages::elsewhere(gpa)));
             // S1-08, FLT-04. Where the registers of a device are, QEMU's IOMMU reads them.
             if !(bench.native && gpa != bench.ram_end) {
                 bench.faults(iova, ACCESS_FAULTS, nowhere)?;
