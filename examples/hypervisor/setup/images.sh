@@ -60,7 +60,7 @@ add_module() {
 initramfs() {
     local tree=$images/initramfs
     rm -rf "$tree"
-    mkdir -p "$tree"/{bin,dev,proc,sys,tmp,modules}
+    mkdir -p "$tree"/{bin,dev,proc,sys,run,modules}
     cp "$example/linux/init" "$tree/init"
     cp "$busybox" "$tree/bin/busybox"
     chmod 755 "$tree/init" "$tree/bin/busybox"

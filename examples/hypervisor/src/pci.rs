@@ -13,6 +13,9 @@ const COMMAND: u16 = 0x04;
 const COMMAND_MEMORY: u32 = 1 << 1;
 const BARS: core::ops::Range<u16> = 0x10..0x28;
 const ROM: u16 = 0x30;
+/// Line and pin of a wired interrupt, in the low bytes of the word.
+const INTERRUPT: u16 = 0x3c;
+const INTERRUPT_PIN: u32 = 0xff00;
 
 /// Kind of a base address register, and the bits that are not the address.
 const BAR_IO: u32 = 1;
@@ -90,6 +93,10 @@ impl<C: ConfigSpace> Function<C> {
         let value = match register {
             at if BARS.contains(&at) => self.bar_word(usize::from((at - BARS.start) / 4)) >> (8 * (at % 4)),
             at if at & !3 == ROM => 0,
+            // There is none: the guest has no controller for its wire.
+            at if at & !3 == INTERRUPT => {
+                (self.config.read(self.number, INTERRUPT, 4) & !INTERRUPT_PIN) >> (8 * (at % 4))
+            }
             at => self.config.read(self.number, at, width),
         };
         u64::from(value)
@@ -240,6 +247,15 @@ mod tests {
         for other in [0, 0x1000, 0x9000, 0x1_0000, 0xf_f000] {
             assert_eq!(function.read(other, 4) as u32, u32::MAX, "{other:#x}");
         }
+    }
+
+    #[test]
+    fn a_guest_sees_no_pin_of_an_interrupt_wire() {
+        let fake = Fake::new();
+        fake.0.borrow_mut()[0x3c..0x40].copy_from_slice(&[7, 1, 2, 3]);
+        let function = function(&fake);
+        let bytes = [0x3c, 0x3d, 0x3e, 0x3f].map(|at| function.read(OWN + at, 1) & 0xff);
+        assert_eq!((bytes, function.read(OWN + 0x3c, 4)), ([7, 0, 2, 3], 0x0302_0007));
     }
 
     #[test]
