@@ -52,7 +52,8 @@
 //!
 //! # First contact
 //!
-//! Implement the three traits of [`backend`], where a complete small host is, then follow `examples/quickstart.rs`.
+//! Implement the three traits of [`backend`], where a complete small host is, then follow `examples/quickstart.rs`. A
+//! host with registers, page tables and guests that run is `examples/hypervisor`.
 #![no_std]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
