@@ -42,6 +42,14 @@ pub(crate) fn write_indirect(select: u64, value: u64) {
     unsafe { asm!("csrw 0x150, {}", "csrw 0x151, {}", in(reg) select, in(reg) value, options(nomem, nostack)) };
 }
 
+/// Whether an external interrupt is pending, by message or by wire.
+pub(crate) fn external_pending() -> bool {
+    let pending: u64;
+    // SAFETY: reads `sip`.
+    unsafe { asm!("csrr {}, sip", out(reg) pending, options(nomem, nostack)) };
+    pending & 1 << 9 != 0
+}
+
 /// Takes the most urgent pending interrupt identity, 0 if there is none.
 pub(crate) fn claim() -> u16 {
     let top: u64;

@@ -5,6 +5,7 @@ use riscv_viommu::regs::{Cqcsr, Fctl, Igs, Ipsr, Register};
 use riscv_viommu::{DeviceId, Gpa, Gscid, Iova, ProcessId, Pscid};
 
 use crate::bench::{Bench, DEVICE};
+use crate::csr;
 use crate::imsic::{self, IMSIC};
 use crate::iommu::{self, cqcsr, ipsr, is_stopped, read, write};
 use crate::memory::{PAGE, Pages};
@@ -117,11 +118,14 @@ pub(super) fn a_fence_with_a_wire_needs_wires(bench: &mut Bench) -> Verdict {
     bench.iommu.start_commands(queue, 6, true)?;
     bench.iommu.run(&[Command::IofenceC(fence)])?;
     ensure!(cqcsr().fence_w_ip() && ipsr().cip(), "{:x?} {:x?}", cqcsr(), ipsr()); // FEN-06
+    imsic::drain();
+    ensure!(csr::external_pending(), "the wire is not up"); // REG-WSI-01
     // The queue goes on; cleared in the right order, the bits stay cleared (CQ-21, IRQ-17).
     bench.iommu.run(&[])?;
     write(Register::Cqcsr, Cqcsr::new().with_cqen(true).with_cie(true).with_fence_w_ip(true).into_bits());
     write(Register::Ipsr, Ipsr::new().with_cip(true).into_bits());
     ensure!(!cqcsr().fence_w_ip() && !ipsr().cip(), "{:x?} {:x?}", cqcsr(), ipsr());
+    ensure!(!csr::external_pending(), "the wire is still up");
     Ok(())
 }
 
