@@ -76,13 +76,14 @@ impl Table {
     }
 }
 
-/// Memory for tests, at the address where it really is.
+/// Memory for tests, at the address where it really is, which is a multiple of all that is taken.
 #[cfg(test)]
 pub(crate) fn test_frames(pages: usize) -> Frames {
-    let memory = Box::leak(vec![0_u8; (pages + 1) * PAGE].into_boxed_slice());
-    let start = memory.as_ptr() as usize;
+    const ALIGN: usize = 64 * PAGE;
+    let memory = Box::leak(vec![0_u8; ALIGN + pages * PAGE].into_boxed_slice());
+    let start = (memory.as_ptr() as usize).next_multiple_of(ALIGN);
     // SAFETY: leaked, and used nowhere else.
-    unsafe { Frames::new(start, start + memory.len()) }
+    unsafe { Frames::new(start, start + pages * PAGE) }
 }
 
 #[cfg(test)]

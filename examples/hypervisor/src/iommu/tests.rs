@@ -95,7 +95,7 @@ const GSCIDS: [Gscid; 2] = [Gscid::truncate(1), Gscid::truncate(3)];
 
 /// A driver with two VMs, each with a device and a GSCID.
 fn started(model: &Model) -> Iommu<Model> {
-    let mut iommu = Iommu::start(model.clone(), &mut test_frames(64), ON_FAULT).expect("starts");
+    let mut iommu = Iommu::start(model.clone(), &mut test_frames(128), ON_FAULT).expect("starts");
     for ((vm, device), gscid) in VmId::ALL.into_iter().zip(DEVICES).zip(GSCIDS) {
         assert!(iommu.owners_mut().grant_device(device, vm) && iommu.owners_mut().grant_gscid(gscid, vm));
     }
@@ -111,7 +111,7 @@ fn page(number: u64) -> Command {
 fn what_is_missing_is_named() {
     let model = Model::new();
     model.0.borrow_mut().capabilities.set_msi_flat(false);
-    let error = Iommu::start(model, &mut test_frames(64), ON_FAULT).expect_err("lacks something");
+    let error = Iommu::start(model, &mut test_frames(128), ON_FAULT).expect_err("lacks something");
     assert_eq!(error, IommuError::Lacks("MSI page tables (MSI_FLAT)"));
 }
 
@@ -122,7 +122,7 @@ fn the_directory_has_as_many_levels_as_the_iommu_takes() {
         model.0.borrow_mut().levels = levels;
         let mut iommu = started(&model);
         assert_eq!(Ddtp::from_bits(model.get(Register::Ddtp)).iommu_mode(), levels + 1);
-        let mut frames = test_frames(64);
+        let mut frames = test_frames(128);
         assert!(iommu.context(&mut frames, DEVICES[0]).is_some());
         assert_eq!(iommu.context(&mut frames, DEVICES[1]).is_some(), levels > 1, "0x4010 has 15 bits");
     }
@@ -131,7 +131,7 @@ fn the_directory_has_as_many_levels_as_the_iommu_takes() {
 #[test]
 fn every_device_has_a_context_of_its_own_and_keeps_it() {
     let mut iommu = started(&Model::new());
-    let mut frames = test_frames(64);
+    let mut frames = test_frames(128);
     let ids = [8, 9, 0x40, 0x8000, 0xff_ffff].map(|id| PhysicalId(DeviceId::truncate(id)));
     let mut at = |id| iommu.context(&mut frames, id).expect("frames").as_ptr() as usize;
     let contexts = ids.map(&mut at);
