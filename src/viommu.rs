@@ -239,8 +239,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
     /// [`attach`](Self::attach) has not returned yet waits in a queue of the host's. The guest is shown what its own IOMMU
     /// would have reported, which may be nothing.
     ///
-    /// Drain the queue before saying that a fence is done: a fault of a blocked state that arrives later is taken for
-    /// one of the context that followed.
+    /// Drain the queue and report what was in it before saying that a fence is done: a fault of a blocked state that is
+    /// told later is taken for one of the context that followed.
     pub fn report_fault(&mut self, attachment: Attachment, fault: &HostFault) -> Progress {
         match self.nest.judge(attachment, fault, &self.registers, &self.backend) {
             Verdict::Report { fault, origin, dtf } => {

@@ -55,7 +55,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             return Verdict::Report { fault, origin, dtf };
         }
         // The guest's context is good, and the host did not carry it out: it refused, or lost what it was given.
-        let lost = slot.is_open() && !in_transit && slot.live == Some(reading.context());
+        let lost = !in_transit && slot.live == Some(reading.context()) && !is_the_hosts_alone(fault.cause);
         if slot.refused || self.locked || lost {
             return report(access.access_fault(), dtf);
         }
@@ -63,6 +63,11 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         slot.stale = slot.stale.max(Some(Reread::Unasked));
         Verdict::Reread
     }
+}
+
+/// Faults that tell of the host and not of the transaction (rule VT-02).
+const fn is_the_hosts_alone(cause: Cause) -> bool {
+    matches!(cause, Cause::AllInboundDisallowed | Cause::InternalDataPathError | Cause::MsiWriteAccessFault)
 }
 
 /// What a fault is to a guest that has no second stage of its own.

@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use riscv_viommu::{Gpa, GuestMemory, MemoryFault, Post};
 
 use crate::frames::Table;
+use crate::iommu::order_device_and_memory;
 
 /// What the crate asked of guest memory, for the report.
 #[derive(Clone, Debug, Default)]
@@ -99,9 +100,14 @@ impl GuestMemory for GuestRam {
     fn post(&mut self, at: Gpa, data: u32, _why: Post) -> Result<(), MemoryFault> {
         self.calls.posts += 1;
         // A file takes a message at its first word. The rest of its page is nobody's.
-        let hpa = if at == self.file.gpa { Some(self.file.hpa) } else { self.hpa(at, 4) };
-        let hpa = hpa.filter(|hpa| hpa % 4 == 0).ok_or(MemoryFault::Access)?;
-        // SAFETY: RAM or the interrupt file that `new` was promised.
+        if at == self.file.gpa {
+            order_device_and_memory();
+            // SAFETY: the interrupt file that `new` was promised.
+            unsafe { (self.file.hpa as *mut u32).write_volatile(data) };
+            return Ok(());
+        }
+        let hpa = self.hpa(at, 4).filter(|hpa| hpa % 4 == 0).ok_or(MemoryFault::Access)?;
+        // SAFETY: RAM that `new` was promised.
         unsafe { &*(hpa as *const AtomicU32) }.store(data, Ordering::Release);
         Ok(())
     }
@@ -109,10 +115,10 @@ impl GuestMemory for GuestRam {
     fn publish(&mut self, offset: u16, value: u32) {
         self.calls.publishes += 1;
         let Some(mirror) = self.mirror else { return };
-        let words = mirror.words();
-        let at = usize::from(offset) / 4 % (words.len() * 2);
+        let Some(word) = mirror.words().get(usize::from(offset) / 8) else { return };
+        let half = usize::from(offset) / 4 % 2;
         // SAFETY: half a word of the table; nobody reads it but the guest, and it does not write.
-        unsafe { &*words.as_ptr().cast::<AtomicU32>().add(at) }.store(value, Ordering::Release);
+        unsafe { &*core::ptr::from_ref(word).cast::<AtomicU32>().add(half) }.store(value, Ordering::Release);
     }
 }
 

@@ -14,6 +14,8 @@ const SPIE: u64 = 1 << 5;
 const SPV: u64 = 1 << 7;
 const SPVP: u64 = 1 << 8;
 const VGEIN_1: u64 = 1 << 12;
+/// `hstatus.VSXL`: 64 bits.
+const VSXL_64: u64 = 2 << 32;
 
 /// Registers of a guest that does not run. All others of the guest stay in the hart: it has no second guest.
 #[derive(Debug)]
@@ -46,7 +48,7 @@ impl Guest {
         let mut registers = [0; 32];
         (registers[10], registers[11]) = (a0, a1);
         let sstatus = SPP | FS_DIRTY | VS_DIRTY;
-        Self { registers, pc, sstatus, hstatus: SPV | SPVP | VGEIN_1, host_sp: 0 }
+        Self { registers, pc, sstatus, hstatus: SPV | SPVP | VGEIN_1 | VSXL_64, host_sp: 0 }
     }
 
     /// Runs the guest until it stops.
@@ -85,7 +87,8 @@ unsafe extern "C" {
     fn enter_guest(guest: *mut Guest);
 }
 
-// The frame on the hypervisor's stack holds ra, gp, tp and s0 to s11: what a called function must keep.
+// The frame on the hypervisor's stack holds ra, gp, tp and s0 to s11: what a called function must keep, without the
+// floating-point registers, which are the guest's: the hypervisor computes with integers only.
 core::arch::global_asm!(
     ".macro each_guest_register op",
     ".irp n, 1,2,3,4,5,6,7,8,9,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",

@@ -5,7 +5,7 @@ mod guest;
 
 pub(crate) use guest::{Exit, Guest};
 
-use csr::{read, set, write};
+use csr::{clear, read, set, write};
 
 /// Interrupt identity of the IOMMU's fault queue in the hypervisor's own interrupt file.
 pub(crate) const FAULT_IDENTITY: u32 = 1;
@@ -30,7 +30,13 @@ pub(crate) fn prepare(root: u64, vmid: u64) {
     write!(csr::HENVCFG, !(1 << 59 | 1 << 2 | 1 << 3 | 3 << 32));
     write!(csr::HSTATEEN0, u64::MAX);
     write!(csr::VSTIMECMP, u64::MAX);
+    // What no reset sets.
     write!(csr::HVIP, 0);
+    write!(csr::HGEIE, 0);
+    write!(csr::HTIMEDELTA, 0);
+    write!(csr::VSSTATUS, 0);
+    write!(csr::VSIE, 0);
+    write!(csr::VSATP, 0);
     let sv39x4 = 8 << 60;
     write!(csr::HGATP, sv39x4 | vmid << 44 | root >> 12);
     flush_second_stage();
@@ -51,7 +57,12 @@ pub(crate) fn flush_second_stage() {
 
 /// Raises or lowers the external interrupt of the guest that runs on this hart, beside that of its interrupt file.
 pub(crate) fn set_guest_external(level: bool) {
-    write!(csr::HVIP, if level { 1 << 10 } else { 0 });
+    // The other bits are interrupts the guest has been sent and not taken yet.
+    if level {
+        set!(csr::HVIP, 1 << 10);
+    } else {
+        clear!(csr::HVIP, 1 << 10);
+    }
 }
 
 /// Takes the identity of the most urgent interrupt of the hypervisor's own file.
@@ -61,7 +72,7 @@ pub(crate) fn claim() -> u32 {
 
 /// Forgets the interrupt another hart sent.
 pub(crate) fn clear_software_interrupt() {
-    csr::clear!(csr::SIP, 1 << 1);
+    clear!(csr::SIP, 1 << 1);
 }
 
 /// Comes back from the guest in a while, at the latest.
@@ -98,4 +109,10 @@ pub(crate) fn interrupt_guest() {
 pub(crate) fn flush_first_stage() {
     // SAFETY: HFENCE.VVMA for all address spaces of the guest; it only drops.
     unsafe { core::arch::asm!(".insn r 0x73, 0, 0x11, x0, x0, x0", options(nostack)) };
+}
+
+/// Lets this hart fetch what its guest has stored.
+pub(crate) fn flush_instructions() {
+    // SAFETY: only orders.
+    unsafe { core::arch::asm!("fence.i", options(nostack)) };
 }

@@ -57,8 +57,8 @@ impl Bus for Mmio {
     }
 }
 
-/// Orders register accesses with those to memory, which an atomic fence does not.
-fn order_device_and_memory() {
+/// Orders accesses to devices with those to memory, which an atomic fence does not.
+pub(crate) fn order_device_and_memory() {
     #[cfg(target_arch = "riscv64")]
     // SAFETY: a fence only orders.
     unsafe {

@@ -18,6 +18,7 @@ use riscv_viommu::faultq::FaultRecord;
 use riscv_viommu::regs::{Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Icvec, Ipsr, MsiAddr, MsiVecCtl, QueueBase};
 use riscv_viommu::{Capabilities, DeviceId, Gscid, Igs, Ppn, Register};
 
+pub(crate) use bus::order_device_and_memory;
 pub use bus::{Bus, Mmio};
 pub use owners::{Issuer, Owners, VMS, VmId};
 

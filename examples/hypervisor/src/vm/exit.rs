@@ -158,6 +158,8 @@ impl Vm {
                 }
             }
         }
+        // Also what was not valid may be cached by a hart.
+        hart::flush_second_stage();
     }
 
     fn call(&mut self, registers: &mut Guest) {
