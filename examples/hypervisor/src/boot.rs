@@ -106,8 +106,10 @@ extern "C" fn first_hart(hart: usize, tree: *const u8) -> ! {
 /// Every other hart.
 extern "C" fn second_hart(hart: usize) -> ! {
     let board = BOARD.wait();
-    let vm = board.harts.iter().position(|&other| other == hart).unwrap_or_default();
-    run(board, vm)
+    match board.harts.iter().position(|&other| other == hart) {
+        Some(vm) => run(board, vm),
+        None => panic!("hart {hart} has no VM"),
+    }
 }
 
 /// Everything that can fail.
@@ -185,7 +187,8 @@ impl Board {
     fn drain_faults(&self, own: usize) {
         let waiting = self.shared.driver.lock().on_fault_interrupt();
         for (vm, _) in waiting.iter().enumerate().filter(|&(vm, waits)| *waits && vm != own) {
-            let _ = sbi_rt::send_ipi(sbi_rt::HartMask::from_mask_base(1, self.harts[vm]));
+            // A hart that can not be told finds them at its next exit.
+            let _told = sbi_rt::send_ipi(sbi_rt::HartMask::from_mask_base(1, self.harts[vm]));
         }
     }
 

@@ -3,8 +3,10 @@
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use hypervisor::iommu::IommuError;
 use riscv_viommu::addr::PAGE_SIZE;
 use riscv_viommu::{Health, Register};
+use spin::Mutex;
 
 use crate::boot::{self, Board};
 use crate::canary;
@@ -18,24 +20,24 @@ pub(crate) fn finish(board: &Board) -> ! {
     while FINISHING.swap(true, Ordering::Acquire) {
         core::hint::spin_loop();
     }
-    let mut wrong = None;
-    for vm in board.vms {
-        let mut vm = vm.lock();
-        if let Some(vm) = vm.as_mut() {
-            vm.shut_down();
-            of_vm(vm);
-            wrong = wrong.or_else(|| wrong_with(vm, board));
-            if let (None, Some(Verdict::Fail(why))) = (wrong, &vm.verdict) {
-                print_last(format_args!("FAIL: {}: {why}", vm.name));
-                boot::end(false);
-            }
-        }
+    // Held to the end: other harts stop at their next exit.
+    let mut vms = board.vms.each_ref().map(Mutex::lock);
+    let mut wrong: Option<(&str, &str)> = None;
+    for vm in vms.iter_mut().filter_map(|vm| vm.as_mut()) {
+        let shut_down = vm.shut_down();
+        of_vm(vm);
+        let found = wrong_with(vm, board).or((!shut_down).then_some("its device could not be taken back"));
+        wrong = wrong.or(found.map(|why| (vm.name, why)));
     }
     of_driver(board);
-    let wrong = wrong.or_else(|| wrong_with_the_machine(board));
+    let failed = vms.iter().filter_map(|vm| vm.as_ref()).find_map(|vm| match &vm.verdict {
+        Some(Verdict::Fail(why)) => Some((vm.name, why.as_str())),
+        _ => None,
+    });
+    let wrong = failed.or(wrong).or_else(|| wrong_with_the_machine(board).map(|why| ("hypervisor", why)));
     match wrong {
         None => print_last(format_args!("PASS")),
-        Some(why) => print_last(format_args!("FAIL: {why}")),
+        Some((who, why)) => print_last(format_args!("FAIL: {who}: {why}")),
     }
     boot::end(wrong.is_none())
 }
@@ -43,17 +45,19 @@ pub(crate) fn finish(board: &Board) -> ! {
 fn wrong_with(vm: &Vm, board: &Board) -> Option<&'static str> {
     let exits: u64 = vm.exits.of_the_viommu().iter().sum();
     let checks = [
-        (vm.verdict.is_some(), "a guest ended without a verdict"),
-        (vm.canary.changed().is_none(), "the canary in a guest's memory has changed"),
-        (vm.iommu.health() == Health::Good, "a vIOMMU is not in good health"),
-        (board.shared.options.exits.is_none_or(|most| exits <= most), "more exits of the vIOMMU than allowed"),
+        (vm.verdict.is_some(), "ended without a verdict"),
+        (vm.canary.changed().is_none(), "the canary in its memory has changed"),
+        (vm.iommu.health() == Health::Good, "its vIOMMU is not in good health"),
+        (board.shared.options.exits.is_none_or(|most| exits <= most), "more exits of its vIOMMU than allowed"),
     ];
     checks.into_iter().find(|(holds, _)| !holds).map(|(_, why)| why)
 }
 
 fn wrong_with_the_machine(board: &Board) -> Option<&'static str> {
-    let violations = board.shared.driver.lock().owners().violations;
+    let driver = board.shared.driver.lock();
+    let violations = driver.owners().violations;
     let checks = [
+        (driver.failure.is_none_or(|failure| failure == IommuError::Foreign), "the IOMMU failed"),
         (violations == 0, "a physical command or context named what is not its issuer's"),
         (canary::image_sum() == board.image_sum, "the hypervisor's code has changed"),
         (board.stack_ends.iter().all(|canary| canary.changed().is_none()), "a stack of the hypervisor has overflowed"),
@@ -66,7 +70,11 @@ struct Counts<'a>(&'a [(&'a str, u64)]);
 
 impl fmt::Display for Counts<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().filter(|(_, count)| *count != 0).try_for_each(|(name, count)| write!(f, " {name}={count}"))
+        let mut counted = self.0.iter().filter(|(_, count)| *count != 0).peekable();
+        if counted.peek().is_none() {
+            return f.write_str(" none");
+        }
+        counted.try_for_each(|(name, count)| write!(f, " {name}={count}"))
     }
 }
 
@@ -158,5 +166,8 @@ fn of_driver(board: &Board) {
             ("faults-repeated", counts.faults_repeated),
         ])
     );
+    if let Some(failure) = driver.failure {
+        say!("report: physical IOMMU: {failure:?}");
+    }
     say!("report: device and GSCID of {} commands and contexts checked, {} wrong", owners.checked, owners.violations);
 }

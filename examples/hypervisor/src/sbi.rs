@@ -30,6 +30,7 @@ pub(crate) enum Request {
 
 const OK: isize = 0;
 const NOT_SUPPORTED: isize = -2;
+pub(crate) const INVALID: isize = -3;
 const ALREADY_AVAILABLE: isize = -6;
 
 /// The implementation's number in the specification's list is nobody's yet.
@@ -57,31 +58,46 @@ impl Call {
             (base::EID_BASE, base::GET_SBI_SPEC_VERSION) => Request::Answer(OK, 2 << 24),
             (base::EID_BASE, base::GET_SBI_IMPL_ID) => Request::Answer(OK, IMPLEMENTATION),
             (base::EID_BASE, base::PROBE_EXTENSION) => Request::Answer(OK, u64::from(name(first as usize) != "other")),
-            (time::EID_TIME, time::SET_TIMER) => {
-                hart::set_guest_timer(first);
-                Request::Answer(OK, 0)
+            // Not told: version of the implementation, the machine's vendor, architecture and implementation.
+            (base::EID_BASE, base::GET_SBI_IMPL_VERSION..=base::GET_MIMPID) => done(|| ()),
+            (time::EID_TIME, time::SET_TIMER) => done(|| hart::set_guest_timer(first)),
+            (spi::EID_SPI, spi::SEND_IPI) => for_this_hart(first, second, hart::interrupt_guest),
+            (rfnc::EID_RFNC, rfnc::REMOTE_FENCE_I) => for_this_hart(first, second, hart::flush_instructions),
+            (rfnc::EID_RFNC, rfnc::REMOTE_SFENCE_VMA | rfnc::REMOTE_SFENCE_VMA_ASID) => {
+                for_this_hart(first, second, hart::flush_first_stage)
             }
-            (spi::EID_SPI, spi::SEND_IPI) => {
-                hart::interrupt_guest();
-                Request::Answer(OK, 0)
-            }
-            (rfnc::EID_RFNC, _) => {
-                hart::flush_first_stage();
-                Request::Answer(OK, 0)
-            }
-            // Not told: version of the implementation, the machine's vendor, architecture and implementation. The hart
-            // is started, and nobody types.
-            (base::EID_BASE, _) | (hsm::EID_HSM, hsm::HART_GET_STATUS) | (dbcn::EID_DBCN, dbcn::CONSOLE_READ) => {
-                Request::Answer(OK, 0)
-            }
+            (hsm::EID_HSM, hsm::HART_GET_STATUS | hsm::HART_START) if first != 0 => Request::Answer(INVALID, 0),
+            // Started.
+            (hsm::EID_HSM, hsm::HART_GET_STATUS) => Request::Answer(OK, hsm::hart_state::STARTED as u64),
             (hsm::EID_HSM, hsm::HART_START) => Request::Answer(ALREADY_AVAILABLE, 0),
-            (srst::EID_SRST, _) | (hsm::EID_HSM, hsm::HART_STOP) => Request::Shutdown,
+            (srst::EID_SRST, srst::SYSTEM_RESET) if first > srst::RESET_TYPE_WARM_REBOOT.into() => {
+                Request::Answer(INVALID, 0)
+            }
+            // A guest that starts anew has ended here.
+            (srst::EID_SRST, srst::SYSTEM_RESET) | (hsm::EID_HSM, hsm::HART_STOP) => Request::Shutdown,
             (dbcn::EID_DBCN, dbcn::CONSOLE_WRITE) if third == 0 => {
                 Request::Print { at: Gpa::new(second), length: first }
             }
+            (dbcn::EID_DBCN, dbcn::CONSOLE_WRITE) => Request::Answer(INVALID, 0),
+            // Nobody types.
+            (dbcn::EID_DBCN, dbcn::CONSOLE_READ) => Request::Answer(OK, 0),
             (dbcn::EID_DBCN, dbcn::CONSOLE_WRITE_BYTE) => Request::PrintByte(first as u8),
             _ => Request::Answer(NOT_SUPPORTED, 0),
         }
+    }
+}
+
+fn done(action: impl FnOnce()) -> Request {
+    action();
+    Request::Answer(OK, 0)
+}
+
+/// A guest has hart 0 alone: a mask from there on, or all harts (a base of -1).
+fn for_this_hart(mask: u64, base: u64, action: impl FnOnce()) -> Request {
+    match (mask, base) {
+        (1, 0) | (_, u64::MAX) => done(action),
+        (0, _) => Request::Answer(OK, 0),
+        _ => Request::Answer(INVALID, 0),
     }
 }
 

@@ -86,8 +86,11 @@ pub fn block_new(words: &Words, host: &Host) {
 pub fn step(words: &Words, host: &Host, context: &Context) -> Option<Applied> {
     let now = Guest::in_memory(words);
     if matches!(context, Context::Blocked) {
-        // What is left in the other words is reached no more. Its faults are the guest's to see.
-        block(words, host, now.tc.with_dtf(false));
+        // What is left in the other words leads nowhere; `tidy` takes it away later.
+        store(words, IOHGATP, host.blocked.into_bits());
+        store(words, MSIPTP, Msiptp::new().into_bits());
+        // Faults of a device that stays blocked are the guest's to see.
+        store(words, TC, now.tc.with_v(true).with_dtf(false).into_bits());
         return Some(Applied::Switched);
     }
     let wanted = Guest::of(context)?;
@@ -97,7 +100,10 @@ pub fn step(words: &Words, host: &Host, context: &Context) -> Option<Applied> {
             store(words, FSC, wanted.fsc.into_bits());
             return Some(Applied::Switched);
         }
-        block(words, host, now.tc.with_dtf(true));
+        // Masked first: a fault on the way is neither the old context's nor the new one's. MSIs go on to the guest's own
+        // interrupt files, as before and after.
+        store(words, TC, now.tc.with_v(true).with_dtf(true).into_bits());
+        store(words, IOHGATP, host.blocked.into_bits());
         Applied::Blocked
     } else if now.tc.pdtv() != wanted.tc.pdtv() {
         // `PDTV` decides what `fsc` means: it changes while `fsc` is Bare, which is valid in both meanings.
@@ -108,30 +114,39 @@ pub fn step(words: &Words, host: &Host, context: &Context) -> Option<Applied> {
             store(words, FSC, Fsc::new().into_bits());
         }
         Applied::Blocked
-    } else if (now.tc.with_dtf(true), now.ta, now.fsc) != (silent, wanted.ta, wanted.fsc) {
+    } else if (now.tc, now.ta, now.fsc) != (silent, wanted.ta, wanted.fsc)
+        || load(words, MSIPTP) != host.msiptp.into_bits()
+    {
         store(words, TC, silent.into_bits());
         store(words, TA, wanted.ta.into_bits());
         store(words, FSC, wanted.fsc.into_bits());
+        store(words, MSIPTP, host.msiptp.into_bits());
         Applied::Blocked
     } else {
+        // One store opens; until the other is seen too, faults are masked.
         store(words, IOHGATP, host.open.into_bits());
-        store(words, MSIPTP, host.msiptp.into_bits());
         store(words, TC, wanted.tc.into_bits());
         Applied::Switched
     })
+}
+
+/// Takes the first stage out of a context that stays blocked, once that is in force: an IOMMU that looks at an address
+/// before it reads a table would else report faults of the old first stage. Whether the context changed.
+pub fn tidy(words: &Words, host: &Host) -> bool {
+    let fsc = Fsc::new().into_bits();
+    // On the way to another context faults are masked.
+    let stays = load(words, IOHGATP) == host.blocked.into_bits() && !Guest::in_memory(words).tc.dtf();
+    let owed = stays && load(words, FSC) != fsc;
+    if owed {
+        store(words, FSC, fsc);
+    }
+    owed
 }
 
 /// Sets or clears `V`: what a host fault would do, for the scenarios that need one.
 pub fn set_valid(words: &Words, valid: bool) {
     let tc = Tc::from_bits(load(words, TC));
     store(words, TC, tc.with_v(valid).into_bits());
-}
-
-/// One store takes the device off; the others take nothing back.
-fn block(words: &Words, host: &Host, tc: Tc) {
-    store(words, IOHGATP, host.blocked.into_bits());
-    store(words, MSIPTP, Msiptp::new().into_bits());
-    store(words, TC, tc.into_bits());
 }
 
 fn load(words: &Words, word: usize) -> u64 {
@@ -151,7 +166,7 @@ mod tests {
         open: Iohgatp::new().with_mode(8).with_gscid(Gscid::truncate(1)).with_ppn(Ppn::truncate(0x8_0100)),
         blocked: Iohgatp::new().with_mode(8).with_gscid(Gscid::truncate(2)).with_ppn(Ppn::truncate(0x8_0200)),
         msiptp: Msiptp::new().with_mode(1).with_ppn(Ppn::truncate(0x8_0300)),
-        mask: MsiPageBits::new(),
+        mask: MsiPageBits::new().with_page(0x7),
         pattern: MsiPageBits::new().with_page(0x2_8000),
     };
 
@@ -191,10 +206,15 @@ mod tests {
                 for after in way(&words, to) {
                     let open = |state: &[u64; 8]| state[IOHGATP] == HOST.open.into_bits();
                     let changed = (0..8).filter(|&word| before[word] != after[word]);
-                    let opens_or_closes = |&word: &usize| [TC, IOHGATP, MSIPTP].contains(&word);
+                    // Of `tc` only `DTF`, and MSIs are switched off for good only.
+                    let opens_or_closes =
+                        |&word: &usize| [TC, IOHGATP].contains(&word) || word == MSIPTP && *to == Context::Blocked;
                     match (open(&before), open(&after)) {
                         (true, true) => assert!(changed.count() <= 1, "{from:?} -> {to:?}"),
-                        (false, false) => {}
+                        (false, false) => {
+                            let pdtv = |state: &[u64; 8]| Tc::from_bits(state[TC]).pdtv();
+                            assert!(pdtv(&before) == pdtv(&after) || (before[FSC], after[FSC]) == (0, 0));
+                        }
                         _ => {
                             assert!(changed.filter(|word| !opens_or_closes(word)).count() == 0, "{from:?} -> {to:?}");
                             let unmasked = |state: &[u64; 8]| state[TC] & !Tc::new().with_dtf(true).into_bits();
@@ -223,8 +243,45 @@ mod tests {
         let words = Words::default();
         block_new(&words, &HOST);
         way(&words, &first_stage(0x8_1000, 1));
-        let expected = [1, 0x8000_1000_0008_0100, 0x1000, 0x8000_0000_0008_1000, 0x1000_0000_0008_0300, 0, 0x2_8000, 0];
+        let expected = [1, 0x8000_1000_0008_0100, 0x1000, 0x8000_0000_0008_1000, 0x1000_0000_0008_0300, 7, 0x2_8000, 0];
         assert_eq!(values(&words), expected);
+    }
+
+    #[test]
+    fn what_the_guest_decides_and_nothing_else_comes_from_it() {
+        let words = |context: &Context| {
+            let words = Words::default();
+            block_new(&words, &HOST);
+            way(&words, context);
+            let [tc, iohgatp, ta, fsc, ..] = values(&words);
+            assert_eq!(iohgatp, HOST.open.into_bits());
+            [tc, ta, fsc]
+        };
+        assert_eq!(words(&Context::SecondStageOnly { process_ids: false }), [0x1, 0, 0]);
+        assert_eq!(words(&Context::SecondStageOnly { process_ids: true }), [0x21, 0, 0]);
+        let mut stage = FirstStage::new(FirstStageMode::Sv57, Ppn::truncate(0x8_1000), Pscid::truncate(5));
+        stage.sade = true;
+        assert_eq!(words(&Context::FirstStage(stage)), [0x101, 0x5000, 0xa000_0000_0008_1000]);
+        (stage.sade, stage.sbe) = (false, true);
+        assert_eq!(words(&Context::FirstStage(stage))[0], 0x401);
+    }
+
+    #[test]
+    fn a_device_that_stays_blocked_keeps_neither_msis_nor_its_first_stage() {
+        let words = Words::default();
+        block_new(&words, &HOST);
+        way(&words, &first_stage(0x8_1000, 1));
+        assert!(!tidy(&words, &HOST), "it is open");
+        step(&words, &HOST, &first_stage(0x8_2000, 2));
+        step(&words, &HOST, &first_stage(0x8_2000, 2));
+        assert!(!tidy(&words, &HOST), "it is on its way");
+        set_valid(&words, false);
+        step(&words, &HOST, &Context::Blocked);
+        let [tc, iohgatp, _, fsc, msiptp, ..] = values(&words);
+        assert_eq!((tc, iohgatp, msiptp), (1, HOST.blocked.into_bits(), 0));
+        assert_ne!(fsc, 0, "it is not in force yet");
+        assert!(tidy(&words, &HOST) && !tidy(&words, &HOST));
+        assert_eq!(load(&words, FSC), 0);
     }
 
     #[test]

@@ -5,21 +5,22 @@ use riscv_viommu::addr::PAGE_SIZE;
 use riscv_viommu::cmdq::{Command, Iotinval, PageRange};
 use riscv_viommu::{Capabilities, Gscid, Invalidation, Iova, Pages};
 
-use crate::iommu::PhysicalId;
+use crate::iommu::{COMMANDS, PhysicalId};
 
 /// Pages that are named one by one where the IOMMU knows no ranges; more become the whole address space.
 const SINGLE_PAGES: u64 = 8;
 
 /// Commands for a batch of at most `BATCH` orders.
-pub type Commands = Vec<Command, 256>;
+pub type Commands = Vec<Command, { COMMANDS as usize - 1 }>;
 
-/// The commands that carry out `orders`, all within one GSCID. `devices` are all that have contexts under it.
+/// The commands that carry out `orders`, all within one VM: `gscid`, and `blocked` that of its blocked devices, whose MSI
+/// page-table entries an IOMMU may keep. `devices` are all that have contexts under these.
 ///
-/// The orders of a batch may be carried out together: what one command drops needs no second. `None` if there are too
-/// many for one batch.
+/// The orders of a batch may be carried out together: what one command drops needs no second. `None` if there are more
+/// than the queue ever takes.
 pub fn commands(
     orders: &[Invalidation<PhysicalId>],
-    gscid: Gscid,
+    [gscid, blocked]: [Gscid; 2],
     devices: impl Iterator<Item = PhysicalId>,
     capabilities: Capabilities,
 ) -> Option<Commands> {
@@ -58,6 +59,7 @@ pub fn commands(
     }
     if second_stage {
         push_new(&mut out, Command::IotinvalGvma(space))?;
+        push_new(&mut out, Command::IotinvalGvma(Iotinval::ALL.with_gscid(blocked)))?;
     }
     Some(out)
 }
@@ -95,12 +97,13 @@ mod tests {
     use riscv_viommu::{DeviceId, Pscid};
 
     const GSCID: Gscid = Gscid::truncate(3);
+    const BLOCKED: Gscid = Gscid::truncate(4);
     const SPACE: Iotinval = Iotinval::ALL.with_gscid(GSCID);
     const DEVICE: PhysicalId = PhysicalId(DeviceId::truncate(8));
     const OTHER: PhysicalId = PhysicalId(DeviceId::truncate(16));
 
     fn expand(orders: &[Invalidation<PhysicalId>], capabilities: Capabilities) -> Commands {
-        commands(orders, GSCID, [DEVICE, OTHER].into_iter(), capabilities).expect("few")
+        commands(orders, [GSCID, BLOCKED], [DEVICE, OTHER].into_iter(), capabilities).expect("few")
     }
 
     fn pages(first: u64, last: u64) -> Pages {
@@ -110,7 +113,8 @@ mod tests {
     #[test]
     fn a_device_takes_its_context_and_both_stages_of_its_gscid_with_it() {
         let ddt = Command::IodirInvalDdt(Some(DEVICE.0));
-        let expected = [ddt, Command::IotinvalVma(SPACE), Command::IotinvalGvma(SPACE)];
+        let blocked = Command::IotinvalGvma(Iotinval::ALL.with_gscid(BLOCKED));
+        let expected = [ddt, Command::IotinvalVma(SPACE), Command::IotinvalGvma(SPACE), blocked];
         let orders = [Invalidation::Device(DEVICE), Invalidation::AddressSpace(Pscid::truncate(1))];
         assert_eq!(expand(&orders, Capabilities::new()), expected);
     }
@@ -122,7 +126,7 @@ mod tests {
             assert!(everything.contains(&Command::IodirInvalDdt(Some(device.0))));
         }
         assert!(!everything.contains(&Command::IodirInvalDdt(None)));
-        assert_eq!(everything.len(), 4);
+        assert_eq!(everything.len(), 5);
     }
 
     #[test]
@@ -131,6 +135,9 @@ mod tests {
         let space = SPACE.with_pscid(Pscid::truncate(1));
         let page = |at| Command::IotinvalVma(space.with_range(PageRange::page(Iova::new(at))));
         assert_eq!(few, [page(0x1000), page(0x2000), page(0x3000)]);
+        assert_eq!(expand(&[Invalidation::Pages(pages(0x1000, 0x8000))], Capabilities::new()).len(), 8);
+        let nine = [Invalidation::Pages(pages(0x1000, 0x9000))];
+        assert_eq!(expand(&nine, Capabilities::new()), [Command::IotinvalVma(space)]);
         let many = [Invalidation::Pages(pages(0, u64::MAX))];
         assert_eq!(expand(&many, Capabilities::new()), [Command::IotinvalVma(space)]);
         let ranges = Capabilities::new().with_s(true);
@@ -144,5 +151,18 @@ mod tests {
         tables.non_leaf = true;
         let space = SPACE.with_pscid(Pscid::truncate(1));
         assert_eq!(expand(&[Invalidation::Pages(tables)], Capabilities::new()), [Command::IotinvalVma(space)]);
+        tables.last = Iova::new(0x10_0000);
+        let able = Capabilities::new().with_s(true).with_nl(true);
+        let range = PageRange::covering(tables.first, tables.last).with_non_leaf(true);
+        assert_eq!(expand(&[Invalidation::Pages(tables)], able), [Command::IotinvalVma(space.with_range(range))]);
+    }
+
+    #[test]
+    fn what_one_command_drops_needs_no_second() {
+        let space = Invalidation::AddressSpace(Pscid::truncate(1));
+        let page = Invalidation::Pages(pages(0x1000, 0x1000));
+        assert_eq!(expand(&[page, page, space, space], Capabilities::new()).len(), 2);
+        let all = [page, space, Invalidation::FirstStage];
+        assert_eq!(expand(&all, Capabilities::new()), [Command::IotinvalVma(SPACE)]);
     }
 }

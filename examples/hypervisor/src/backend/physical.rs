@@ -1,7 +1,7 @@
 //! What the physical IOMMU does for one VM: the crate's [`PhysicalIommu`] over the shared driver.
 
 use heapless::Vec;
-use riscv_viommu::cmdq::IofenceC;
+use riscv_viommu::cmdq::{Command, IofenceC};
 use riscv_viommu::{
     Applied, Completion, Context, FenceScope, Gscid, HostCapabilities, Invalidation, OrderError, PhysicalIommu, Ticket,
 };
@@ -45,6 +45,8 @@ pub struct VmIommu<B: 'static> {
     /// Contexts of the devices it has adopted.
     contexts: Vec<(PhysicalId, &'static Words), 4>,
     sabotage: Sabotage,
+    /// The fence that ends when the faults of what it ended have been told.
+    pending: Option<Ticket>,
     /// What it was told.
     pub orders: Orders,
 }
@@ -68,7 +70,7 @@ impl<B: Bus> VmIommu<B> {
             invalidations: 0,
             fences: 0,
         };
-        Self { driver, frames, vm, host, contexts: Vec::new(), sabotage, orders }
+        Self { driver, frames, vm, host, contexts: Vec::new(), sabotage, pending: None, orders }
     }
 
     /// Drops everything cached for this VM, and waits until it is dropped: after a change of its second stage.
@@ -78,6 +80,11 @@ impl<B: Bus> VmIommu<B> {
     pub fn flush(&mut self) -> Result<(), OrderError> {
         self.invalidate(&[Invalidation::Everything])?;
         self.driver.lock().fence(self.issuer(), IofenceC::READS_AND_WRITES).map_err(fatal)
+    }
+
+    /// The fence that was answered with `Pending`, if the vIOMMU has not been told that it is done.
+    pub const fn take_pending(&mut self) -> Option<Ticket> {
+        self.pending.take()
     }
 
     /// The contexts of this VM's devices, for the scenarios that damage them.
@@ -122,7 +129,7 @@ impl<B: Bus> PhysicalIommu for VmIommu<B> {
             driver.owners_mut().revoke_device(device);
             return Err(OrderError::Refused { done: 0 });
         }
-        driver.check_context(self.issuer(), device, self.host.blocked.gscid());
+        driver.check_context(self.issuer(), device, self.host.blocked.gscid()).map_err(fatal)?;
         context::block_new(words, &self.host);
         drop(driver);
         Ok(self.capabilities())
@@ -130,7 +137,7 @@ impl<B: Bus> PhysicalIommu for VmIommu<B> {
 
     fn set_context(&mut self, device: PhysicalId, new: &Context) -> Result<Applied, OrderError> {
         let words = self.words_of(device)?;
-        self.driver.lock().check_context(self.issuer(), device, self.gscid());
+        self.driver.lock().check_context(self.issuer(), device, self.gscid()).map_err(fatal)?;
         let Some(applied) = context::step(words, &self.host, new) else {
             return Err(OrderError::Refused { done: 0 });
         };
@@ -148,8 +155,9 @@ impl<B: Bus> PhysicalIommu for VmIommu<B> {
         self.orders.invalidations += orders.len() as u64;
         let mut driver = self.driver.lock();
         let devices = self.contexts.iter().map(|&(device, _)| device);
-        let commands = expand::commands(orders, self.gscid(), devices, driver.capabilities())
-            .ok_or(OrderError::Refused { done: 0 })?;
+        let gscids = [self.gscid(), self.host.blocked.gscid()];
+        let commands =
+            expand::commands(orders, gscids, devices, driver.capabilities()).ok_or(OrderError::Refused { done: 0 })?;
         if !driver.has_room_for(commands.len()) {
             return Err(OrderError::Busy);
         }
@@ -157,12 +165,25 @@ impl<B: Bus> PhysicalIommu for VmIommu<B> {
         driver.submit(self.issuer(), commands).map_err(fatal)
     }
 
-    fn fence(&mut self, _upto: Ticket, scope: FenceScope) -> Result<Completion, OrderError> {
+    fn fence(&mut self, upto: Ticket, scope: FenceScope) -> Result<Completion, OrderError> {
         self.orders.fences += 1;
         let mut fence = IofenceC::READS_AND_WRITES;
         (fence.pr, fence.pw) = (scope.reads, scope.writes);
-        // An IOMMU that takes its time would have an interrupt at the end of the queue and say `Pending` here.
-        self.driver.lock().fence(self.issuer(), fence).map_err(fatal)?;
+        let issuer = self.issuer();
+        let mut driver = self.driver.lock();
+        // An IOMMU that takes its time would have an interrupt at the end of the queue, and always say `Pending` here.
+        driver.fence(issuer, fence).map_err(fatal)?;
+        for (device, words) in &self.contexts {
+            if context::tidy(words, &self.host) {
+                let stale = Command::IodirInvalDdt(Some(device.0));
+                driver.submit(issuer, core::iter::once(stale)).map_err(fatal)?;
+            }
+        }
+        if driver.has_faults(self.vm) {
+            // They are of what the fence has ended: the vIOMMU hears of them first.
+            self.pending = Some(upto);
+            return Ok(Completion::Pending);
+        }
         Ok(Completion::Done)
     }
 
@@ -172,8 +193,7 @@ impl<B: Bus> PhysicalIommu for VmIommu<B> {
     }
 }
 
-fn fatal(error: IommuError) -> OrderError {
-    // What stopped is the hardware that all VMs share: its word is the host's to look at, not the crate's.
-    let _ = error;
+/// The driver keeps what went wrong, for the report.
+const fn fatal(_: IommuError) -> OrderError {
     OrderError::Fatal
 }

@@ -21,6 +21,7 @@ use riscv_viommu::{Capabilities, DeviceId, Gscid, Igs, Ppn, Register};
 pub(crate) use bus::order_device_and_memory;
 pub use bus::{Bus, Mmio};
 pub use owners::{Issuer, Owners, VMS, VmId};
+pub(crate) use queue::COMMANDS;
 
 use crate::frames::{Frames, Table};
 use directory::Directory;
@@ -30,7 +31,12 @@ use queue::{CommandQueue, FaultQueue};
 const PATIENCE: u32 = 10_000_000;
 
 /// Faults of one VM that wait for its vIOMMU; more are counted as lost.
-const WAITING_FAULTS: usize = 128;
+pub const WAITING_FAULTS: usize = 128;
+
+/// `cqon` and `fqon`, and `busy`, which all control registers have in one place.
+const CQ_ON: u64 = Cqcsr::new().with_cqon(true).into_bits() as u64;
+const FQ_ON: u64 = Fqcsr::new().with_fqon(true).into_bits() as u64;
+const BUSY: u64 = Cqcsr::new().with_busy(true).into_bits() as u64;
 
 /// The vector of the fault queue's interrupt.
 const FAULT_VECTOR: u8 = 1;
@@ -50,6 +56,8 @@ pub enum IommuError {
     Stuck(Register),
     /// The command queue stopped.
     Stopped(Cqcsr),
+    /// A command or context named what is not its issuer's.
+    Foreign,
 }
 
 /// Where an interrupt of the IOMMU is stored.
@@ -89,6 +97,8 @@ pub struct Iommu<B> {
     lost: [u32; VMS],
     /// What it did.
     pub counts: Counts,
+    /// The first thing that went wrong.
+    pub failure: Option<IommuError>,
 }
 
 impl<B: Bus> Iommu<B> {
@@ -116,17 +126,17 @@ impl<B: Bus> Iommu<B> {
             waiting: [const { Deque::new() }; VMS],
             lost: [0; VMS],
             counts: Counts::default(),
+            failure: None,
             bus,
         };
-        iommu.set_ddtp(DdtpMode::Off, Ppn::truncate(0))?;
-        iommu.bus.store(Register::Fctl, Fctl::new().with_wsi(false).into_bits().into());
+        iommu.turn_off()?;
         iommu.start_queues(on_fault)?;
-        iommu.start_directory()?;
         // Nothing an earlier owner left is to be found.
         let all =
             [Command::IodirInvalDdt(None), Command::IotinvalVma(Iotinval::ALL), Command::IotinvalGvma(Iotinval::ALL)];
         iommu.submit(Issuer::Host, all.into_iter())?;
         iommu.fence(Issuer::Host, IofenceC::READS_AND_WRITES)?;
+        iommu.start_directory()?;
         Ok(iommu)
     }
 
@@ -154,9 +164,12 @@ impl<B: Bus> Iommu<B> {
     }
 
     /// Checks that the context `issuer` is about to give a device names that VM's device and GSCID only.
-    pub fn check_context(&mut self, issuer: Issuer, device: PhysicalId, gscid: Gscid) {
-        self.owners.check_device(issuer, device);
-        self.owners.check_gscid(issuer, Some(gscid));
+    ///
+    /// # Errors
+    /// [`IommuError::Foreign`] if not.
+    pub fn check_context(&mut self, issuer: Issuer, device: PhysicalId, gscid: Gscid) -> Result<(), IommuError> {
+        let own = self.owners.check_device(issuer, device) & self.owners.check_gscid(issuer, Some(gscid));
+        own.then_some(()).ok_or(IommuError::Foreign).map_err(|error| self.failed(error))
     }
 
     /// Whether a batch of `commands` commands goes into the queue as a whole, now.
@@ -169,8 +182,14 @@ impl<B: Bus> Iommu<B> {
     /// # Errors
     /// [`IommuError`] if the queue does not take them: then the hardware no longer works.
     pub fn submit(&mut self, issuer: Issuer, commands: impl Iterator<Item = Command>) -> Result<(), IommuError> {
+        self.try_submit(issuer, commands).map_err(|error| self.failed(error))
+    }
+
+    fn try_submit(&mut self, issuer: Issuer, commands: impl Iterator<Item = Command>) -> Result<(), IommuError> {
         for command in commands {
-            self.owners.check(issuer, &command);
+            if !self.owners.check(issuer, &command) {
+                return Err(IommuError::Foreign);
+            }
             let mut patience = PATIENCE;
             while self.commands.room(&self.bus) == 0 {
                 self.commands.ring(&self.bus);
@@ -191,13 +210,24 @@ impl<B: Bus> Iommu<B> {
     /// [`IommuError`] if that does not happen.
     pub fn fence(&mut self, issuer: Issuer, fence: IofenceC) -> Result<(), IommuError> {
         self.submit(issuer, core::iter::once(Command::IofenceC(fence)))?;
+        self.wait_for_commands().map_err(|error| self.failed(error))?;
+        self.drain_faults();
+        Ok(())
+    }
+
+    fn wait_for_commands(&self) -> Result<(), IommuError> {
         let mut patience = PATIENCE;
         while !self.commands.is_empty(&self.bus) {
             CommandQueue::check(&self.bus)?;
             patience = patience.checked_sub(1).ok_or(IommuError::Stuck(Register::Cqh))?;
         }
-        self.drain_faults();
         Ok(())
+    }
+
+    /// The crate learns of errors by one word; what they were is for the report.
+    fn failed(&mut self, error: IommuError) -> IommuError {
+        self.failure.get_or_insert(error);
+        error
     }
 
     /// The fault queue's interrupt. Faults go to the queues of the VMs that own the devices; who has some now is
@@ -207,6 +237,12 @@ impl<B: Bus> Iommu<B> {
         self.bus.store(Register::Ipsr, Ipsr::new().with_fip(true).into_bits().into());
         self.drain_faults();
         core::array::from_fn(|vm| !self.waiting[vm].is_empty() || self.lost[vm] != 0)
+    }
+
+    /// Whether faults of a VM's devices, drained from the queue, wait for its vIOMMU.
+    #[must_use]
+    pub fn has_faults(&self, vm: VmId) -> bool {
+        !self.waiting[vm.index()].is_empty()
     }
 
     /// The next fault of a VM's devices.
@@ -219,7 +255,8 @@ impl<B: Bus> Iommu<B> {
         core::mem::take(&mut self.lost[vm.index()])
     }
 
-    fn drain_faults(&mut self) {
+    /// Takes what there is out of the fault queue, into the queues of the VMs.
+    pub fn drain_faults(&mut self) {
         while let Some(record) = self.faults.next(&self.bus) {
             self.counts.faults += 1;
             let Some(vm) = self.owners.owner_of(PhysicalId(record.head.did())) else {
@@ -243,12 +280,28 @@ impl<B: Bus> Iommu<B> {
         }
     }
 
-    fn start_queues(&mut self, on_fault: Message) -> Result<(), IommuError> {
+    /// From whatever an earlier owner left to an IOMMU that lets nothing through and whose queues are off.
+    fn turn_off(&mut self) -> Result<(), IommuError> {
+        self.wait(Register::Ddtp, |bits| !Ddtp::from_bits(bits).busy())?;
+        // The root stays on the way to Off (rule REG-DDTP-12).
+        let root = Ddtp::from_bits(self.bus.load(Register::Ddtp)).ppn();
+        self.set_ddtp(DdtpMode::Off, root)?;
+        self.wait(Register::Cqcsr, |bits| !Cqcsr::from_bits(bits as u32).busy())?;
+        self.wait(Register::Fqcsr, |bits| !Fqcsr::from_bits(bits as u32).busy())?;
         self.bus.store(Register::Cqcsr, 0);
         self.bus.store(Register::Fqcsr, 0);
-        self.wait(Register::Cqcsr, |bits| !Cqcsr::from_bits(bits as u32).cqon())?;
-        self.wait(Register::Fqcsr, |bits| !Fqcsr::from_bits(bits as u32).fqon())?;
+        self.wait(Register::Cqcsr, |bits| bits & (CQ_ON | BUSY) == 0)?;
+        self.wait(Register::Fqcsr, |bits| bits & (FQ_ON | BUSY) == 0)?;
+        // Nothing stays pending, or its next rise would be none and send no message.
+        self.bus.store(Register::Ipsr, u64::from(u32::MAX));
+        // Little-endian tables, interrupts by message, RV64 second stages.
+        self.bus.store(Register::Fctl, Fctl::new().into_bits().into());
+        let fctl = Fctl::from_bits(self.bus.load(Register::Fctl) as u32);
+        let usable = !fctl.be() && !fctl.wsi() && !fctl.gxl();
+        usable.then_some(()).ok_or(IommuError::Lacks("little-endian tables, RV64 and messages (fctl = 0)"))
+    }
 
+    fn start_queues(&mut self, on_fault: Message) -> Result<(), IommuError> {
         self.bus.store(Register::Cqb, queue_base(self.commands.table(), queue::COMMANDS));
         self.bus.store(Register::Cqt, 0);
         self.bus.store(Register::Cqcsr, Cqcsr::new().with_cqen(true).into_bits().into());
@@ -272,8 +325,9 @@ impl<B: Bus> Iommu<B> {
     /// Turns the directory on, with as many levels as the IOMMU takes.
     fn start_directory(&mut self) -> Result<(), IommuError> {
         for levels in (1..=3).rev() {
-            let mode = DdtpMode::Levels(levels);
-            if self.set_ddtp(mode, self.directory.root())? == mode.encoding() {
+            // What is not there leaves the mode as it was, or becomes what is.
+            let mode = self.set_ddtp(DdtpMode::Levels(levels), self.directory.root())?;
+            if let Some(DdtpMode::Levels(levels)) = DdtpMode::decode(mode) {
                 self.directory.set_levels(levels);
                 return Ok(());
             }

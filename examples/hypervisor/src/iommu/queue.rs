@@ -10,8 +10,8 @@ use riscv_viommu::regs::Cqcsr;
 use super::{Bus, IommuError};
 use crate::frames::Table;
 
-/// Commands in one page.
-pub(super) const COMMANDS: u32 = 256;
+/// Commands the queue has places for: one page. One place stays empty.
+pub(crate) const COMMANDS: u32 = 256;
 /// Pages of the fault queue: many, for all VMs share it, and QEMU writes a record for every few bytes of a transfer.
 pub(super) const FAULT_PAGES: usize = 32;
 /// Records in them.

@@ -200,14 +200,32 @@ fn a_command_that_names_what_is_not_its_issuers_is_seen() {
         Command::IotinvalGvma(space(GSCIDS[1])),
         Command::IodirInvalDdt(Some(DEVICES[1].0)),
         Command::IodirInvalDdt(None),
+        Command::IodirInvalPdt(DEVICES[1].0, riscv_viommu::ProcessId::truncate(0)),
         Command::IofenceC(IofenceC::READS_AND_WRITES.with_store(riscv_viommu::Gpa::new(0), 1)),
     ];
+    let sent = iommu.counts.commands;
     for (number, command) in (1..).zip(others) {
-        iommu.submit(Issuer::Vm(vm), core::iter::once(command)).expect("runs");
-        assert_eq!(iommu.owners().violations, number, "{command:?}");
+        let answer = iommu.submit(Issuer::Vm(vm), core::iter::once(command));
+        assert_eq!((answer, iommu.owners().violations), (Err(IommuError::Foreign), number), "{command:?}");
     }
-    iommu.check_context(Issuer::Vm(vm), DEVICES[1], GSCIDS[1]);
-    assert_eq!(iommu.owners().violations, 8, "the device and the GSCID");
+    assert_eq!((iommu.counts.commands, iommu.failure), (sent, Some(IommuError::Foreign)), "none was sent");
+    for (device, gscid) in [(DEVICES[1], GSCIDS[0]), (DEVICES[0], GSCIDS[1])] {
+        assert_eq!(iommu.check_context(Issuer::Vm(vm), device, gscid), Err(IommuError::Foreign));
+    }
+    assert_eq!(iommu.check_context(Issuer::Vm(vm), DEVICES[0], GSCIDS[0]), Ok(()));
+    iommu.owners_mut().lenient = true;
+    assert_eq!(iommu.submit(Issuer::Vm(vm), core::iter::once(others[0])), Ok(()), "the negative control");
+}
+
+#[test]
+fn what_is_taken_is_not_granted_again() {
+    let mut iommu = started(&Model::new());
+    let [first, second] = VmId::ALL;
+    let owners = iommu.owners_mut();
+    assert!(!owners.grant_gscid(GSCIDS[0], second) && !owners.grant_device(DEVICES[0], second));
+    assert_eq!(owners.owner_of(DEVICES[0]), Some(first));
+    owners.revoke_device(DEVICES[0]);
+    assert!(owners.grant_device(DEVICES[0], second));
 }
 
 #[test]

@@ -18,7 +18,7 @@ use spin::Mutex;
 
 use super::{Driver, Ecam, Exits, Vm};
 use crate::canary::Canary;
-use crate::console::Line;
+use crate::console::{Line, say};
 use crate::hart::{self, Guest};
 
 /// What all VMs share.
@@ -68,9 +68,11 @@ impl Vm {
         drop(pool);
 
         let gscids = gscids(id, options.sabotage);
-        for gscid in gscids {
-            // Fails only where the sabotage wants one GSCID for all.
-            let _granted = driver.lock().owners_mut().grant_gscid(gscid, id);
+        // That a GSCID is taken is an error, but for the sabotage that wants one for all and see what comes of it.
+        driver.lock().owners_mut().lenient = options.sabotage == Sabotage::SharedGscid;
+        let granted = gscids.iter().all(|gscid| driver.lock().owners_mut().grant_gscid(*gscid, id));
+        if !granted && options.sabotage != Sabotage::SharedGscid {
+            return Err("a GSCID is taken");
         }
         let iohgatp = Iohgatp::new().with_mode(second_stage::MODE.encoding());
         let host = Host {
@@ -86,10 +88,16 @@ impl Vm {
         let physical = Sabotaged::new(physical, options.sabotage);
         let mut iommu = VIommu::new(Parts { memory, interrupts: Wires::default(), physical });
         let config = Config::nested().with_mirror(options.mirror).with_extended_contexts(options.extended);
-        iommu.start(&config).map_err(|_| "the IOMMU can not be nested: QEMU 10.0 or newer has one that can")?;
+        iommu.start(&config).map_err(|error| {
+            say!("hypervisor: the vIOMMU: {error}");
+            "the IOMMU can not be nested: QEMU 10.0 or newer has one that can"
+        })?;
         let (guest_id, device) = (DeviceId::truncate(pci::GUEST_FUNCTION.into()), DeviceId::truncate(number.into()));
         let attached = iommu.attach(guest_id, PhysicalId(device), DevicePolicy::default());
-        let attached = attached.map_err(|_| "the vIOMMU did not take the device")?;
+        let attached = attached.map_err(|error| {
+            say!("hypervisor: the vIOMMU: {error}");
+            "the vIOMMU did not take the device"
+        })?;
 
         // SAFETY: the beginning of this VM's RAM; images are behind it.
         let canary = unsafe { Table::at(Ppn::truncate(ram / PAGE_SIZE), guest::CANARY as usize / 8) };

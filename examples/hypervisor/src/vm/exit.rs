@@ -3,13 +3,14 @@
 use hypervisor::machine::guest;
 use hypervisor::mmio::{AccessKind, MemoryAccess};
 use hypervisor::pci;
-use hypervisor::second_stage::Access;
+use hypervisor::second_stage::{Access, MapError};
 use riscv_viommu::addr::PAGE_SIZE;
 use riscv_viommu::{Gpa, Register};
 
 use super::Vm;
+use crate::console::say;
 use crate::hart::{self, Exit, Guest};
-use crate::sbi::{Call, Request};
+use crate::sbi::{self, Call, Request};
 
 /// `scause` of what stops a guest.
 const INTERRUPT: u64 = 1 << 63;
@@ -107,6 +108,9 @@ impl Vm {
 
     fn store_register(&mut self, offset: u64, width: u8, value: u64) {
         self.count(offset, 1);
+        // Faults so far are of the contexts so far.
+        self.driver.lock().drain_faults();
+        self.tell_faults();
         // What it leaves to do, `settle` does.
         let _progress = self.iommu.mmio_write(offset, &value.to_le_bytes()[..usize::from(width)]);
     }
@@ -154,7 +158,11 @@ impl Vm {
                 // Page by page, so that `unmap` takes out what was put in.
                 for page in (0..window.size).step_by(PAGE_SIZE as usize) {
                     let (gpa, hpa) = (Gpa::new(window.gpa + page), window.hpa + page);
-                    let _ = self.hart_stage.map(&mut frames, gpa, hpa, PAGE_SIZE, Access::All);
+                    if self.hart_stage.map(&mut frames, gpa, hpa, PAGE_SIZE, Access::All) == Err(MapError::OutOfFrames)
+                    {
+                        say!("hypervisor: {}: no page frames for a PCI window", self.name);
+                        return;
+                    }
                 }
             }
         }
@@ -171,7 +179,10 @@ impl Vm {
         registers.skip(4);
         let (error, value) = match call.decide() {
             Request::Answer(error, value) => (error, value),
-            Request::Print { at, length } => (0, self.print(at, length)),
+            Request::Print { at, length } if self.iommu.backend().memory.hpa(at, length).is_some() => {
+                (0, self.print(at, length))
+            }
+            Request::Print { .. } => (sbi::INVALID, 0),
             Request::PrintByte(byte) => {
                 self.print_byte(byte);
                 (0, 0)

@@ -10,10 +10,10 @@ pub(crate) use exit::Event;
 use heapless::{LinearMap, String, Vec};
 use hypervisor::backend::VmBackend;
 use hypervisor::frames::Frames;
-use hypervisor::iommu::{Iommu, Mmio, VmId};
+use hypervisor::iommu::{Iommu, Mmio, VmId, WAITING_FAULTS};
 use hypervisor::pci::{ConfigSpace, Function, Window};
 use hypervisor::second_stage::{Hole, SecondStage};
-use riscv_viommu::{Attachment, HostFault, Progress, Quirks, Register, VIommu};
+use riscv_viommu::{Attachment, FenceOutcome, Health, HostFault, Progress, Quirks, Register, VIommu};
 use spin::Mutex;
 
 use crate::canary::Canary;
@@ -89,9 +89,43 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// Ends every exit: faults that arrived for this VM are told, and its vIOMMU does what is left to do.
+    /// Ends every exit: faults that arrived for this VM are told, and its vIOMMU does what is left to do. What it then
+    /// waits for is in its progress, which is why single answers are not looked at.
     pub(crate) fn settle(&mut self) {
-        loop {
+        let idle = self.go_on();
+        if self.iommu.health() == Health::Failed && !self.ended {
+            self.conclude(Verdict::Fail(String::try_from("the IOMMU failed").unwrap_or_default()));
+            self.ended = true;
+        }
+        if !idle {
+            hart::come_back(SOON);
+        }
+        hart::set_guest_external(self.iommu.backend().interrupts.any());
+    }
+
+    /// Takes the device from the guest, for good: blocked, invalidated, fenced, released. Whether that was done.
+    pub(crate) fn shut_down(&mut self) -> bool {
+        let _progress = self.iommu.shutdown();
+        (0..RUNS).any(|_| self.go_on())
+    }
+
+    /// Whether nothing is left to do.
+    fn go_on(&mut self) -> bool {
+        for _ in 0..RUNS {
+            self.tell_faults();
+            // A fence ends when the faults of what it ended have been told.
+            let _progress = match self.iommu.backend_mut().physical.inner.take_pending() {
+                Some(ticket) => self.iommu.fence_done(ticket, FenceOutcome::Complete),
+                None if self.iommu.progress() == Progress::Idle => return true,
+                None => self.iommu.run(),
+            };
+        }
+        false
+    }
+
+    /// Tells the vIOMMU what waits for it, at most one queue of it.
+    fn tell_faults(&mut self) {
+        for _ in 0..WAITING_FAULTS {
             // The driver's lock is free again when the vIOMMU, which orders from the driver, gets the fault.
             let record = self.driver.lock().next_fault(self.id);
             let Some(record) = record else { break };
@@ -103,23 +137,6 @@ impl Vm {
         let lost = self.driver.lock().take_lost(self.id);
         if lost != 0 {
             let _progress = self.iommu.report_lost(lost.into());
-        }
-        let mut runs = 0;
-        while self.iommu.progress() != Progress::Idle {
-            if runs == RUNS || self.iommu.run() == Progress::Waiting {
-                hart::come_back(SOON);
-                break;
-            }
-            runs += 1;
-        }
-        hart::set_guest_external(self.iommu.backend().interrupts.any());
-    }
-
-    /// Takes the device from the guest, for good: blocked, invalidated, fenced, released.
-    pub(crate) fn shut_down(&mut self) {
-        let mut progress = self.iommu.shutdown();
-        while progress == Progress::Runnable {
-            progress = self.iommu.run();
         }
     }
 }

@@ -69,7 +69,7 @@ impl Vm {
     }
 
     /// The first failure counts, whatever follows.
-    fn conclude(&mut self, verdict: Verdict) {
+    pub(super) fn conclude(&mut self, verdict: Verdict) {
         if !matches!(self.verdict, Some(Verdict::Fail(_))) {
             self.verdict = Some(verdict);
         }
