@@ -84,14 +84,14 @@ disk() {
 # check_disk FILE CONSOLE: what Linux says it read and, last, wrote is what is on the disk.
 check_disk() {
     local mib=$((1 << 20)) written offset
-    known_content | cmp -s -n $((16 * mib)) - "$1" || die "FAIL: the first 16 MiB of $1 have changed"
-    written=$(sed -n 's/.* sha256 of the 4 MiB at 16 MiB: \([0-9a-f]*\).*/\1/p' "$2" | tail -n 1)
+    known_content | cmp -s -n $((16 * mib)) - "$1" || fail "the first 16 MiB of $1 have changed"
+    written=$(sed -n 's/^linux| .* sha256 of the 4 MiB at 16 MiB: \([0-9a-f]*\).*/\1/p' "$2" | tail -n 1)
     [[ $(tail -c +$((16 * mib + 1)) "$1" | head -c $((4 * mib)) | sha256sum) == "$written  -" ]] ||
-        die "FAIL: the 4 MiB at 16 MiB of $1 are not what Linux wrote"
+        fail "the 4 MiB at 16 MiB of $1 are not what Linux wrote"
     [[ $guest == dma-api ]] || return 0
     for offset in 24 28 32 36 40 44 48 52; do
         cmp -s -n $((4 * mib)) -i $((16 * mib)):$((offset * mib)) "$1" "$1" ||
-            die "FAIL: the 4 MiB at $offset MiB of $1 are not what Linux wrote"
+            fail "the 4 MiB at $offset MiB of $1 are not what Linux wrote"
     done
 }
 

@@ -170,6 +170,9 @@ fn run(board: &'static Board, index: usize) -> ! {
             board.drain_faults(index);
         }
         vm.settle();
+        if vm.ended {
+            vm.shut_down();
+        }
         let (ended, concluded) = (vm.ended, vm.verdict.is_some());
         drop(slot);
         board.note(index, ended, concluded);

@@ -48,12 +48,17 @@ pub(crate) struct Line(heapless::Vec<u8, 512>);
 impl Line {
     /// Takes a byte. The line is there when it ends, or is as long as lines may be.
     pub(crate) fn push(&mut self, byte: u8) -> Option<heapless::String<512>> {
-        if byte != b'\n' && self.0.push(byte).is_ok() {
+        // What would do something to a terminal, or to who reads the log, does nothing.
+        let shown = if byte.is_ascii_control() && byte != b'\t' { b'?' } else { byte };
+        if byte == b'\r' || byte != b'\n' && self.0.push(shown).is_ok() {
             return None;
         }
-        let text = core::str::from_utf8(&self.0).unwrap_or("(not UTF-8)").trim_end_matches('\r');
-        let line = heapless::String::try_from(text).ok();
+        let line = heapless::String::try_from(core::str::from_utf8(&self.0).unwrap_or("(not UTF-8)")).ok();
         self.0.clear();
+        if byte != b'\n' {
+            // The one that did not fit begins the next line.
+            let _fits = self.0.push(shown);
+        }
         line
     }
 }

@@ -116,7 +116,8 @@ impl<C: ConfigSpace> Function<C> {
             at if at & !3 == ROM => false,
             at => {
                 self.config.write(self.number, at, width, value as u32);
-                at & !3 == COMMAND
+                // A reset of the function forgets where it was put.
+                (at & !3 == COMMAND) | self.put_back()
             }
         }
     }
@@ -151,6 +152,22 @@ impl<C: ConfigSpace> Function<C> {
         }
         self.bars[index] = Bar { hpa, size: size.max(FUNCTION_SIZE), guest: 0, kind: low & BAR_KIND };
         wide
+    }
+
+    /// Puts the function where it belongs, if it is elsewhere; whether it was.
+    fn put_back(&self) -> bool {
+        let mut moved = false;
+        for (at, bar) in (BARS.start..).step_by(4).zip(&self.bars).filter(|(_, bar)| bar.size != 0) {
+            if self.config.read(self.number, at, 4) & !BAR_KIND != bar.hpa as u32 {
+                self.config.write(self.number, at, 4, bar.hpa as u32);
+                moved = true;
+            }
+            if bar.kind & BAR_TYPE == BAR_64 && self.config.read(self.number, at + 4, 4) != (bar.hpa >> 32) as u32 {
+                self.config.write(self.number, at + 4, 4, (bar.hpa >> 32) as u32);
+                moved = true;
+            }
+        }
+        moved
     }
 
     /// The window whose register has this word, and whether the word is the upper one.
@@ -256,6 +273,15 @@ mod tests {
         let function = function(&fake);
         let bytes = [0x3c, 0x3d, 0x3e, 0x3f].map(|at| function.read(OWN + at, 1) & 0xff);
         assert_eq!((bytes, function.read(OWN + 0x3c, 4)), ([7, 0, 2, 3], 0x0302_0007));
+    }
+
+    #[test]
+    fn a_reset_of_the_function_does_not_move_it() {
+        let fake = Fake::new();
+        let mut function = function(&fake);
+        fake.0.borrow_mut()[0x10..0x18].fill(0);
+        assert!(function.write(OWN + 0x38, 2, 0x8000), "its windows may answer no longer");
+        assert_eq!((&fake).read(NUMBER, 0x10, 4), 0x4000_4004);
     }
 
     #[test]

@@ -50,6 +50,14 @@ pub(crate) fn external_pending() -> bool {
     pending & 1 << 9 != 0
 }
 
+/// Whether a software interrupt is pending; it is not after this.
+pub(crate) fn take_software_interrupt() -> bool {
+    let pending: u64;
+    // SAFETY: clears a pending bit of `sip`; no interrupt is enabled.
+    unsafe { asm!("csrrc {}, sip, {}", out(reg) pending, in(reg) 1 << 1, options(nomem, nostack)) };
+    pending & 1 << 1 != 0
+}
+
 /// Takes the most urgent pending interrupt identity, 0 if there is none.
 pub(crate) fn claim() -> u16 {
     let top: u64;

@@ -25,9 +25,9 @@ pub(crate) fn prepare(root: u64, vmid: u64) {
     write!(csr::HEDELEG, !ours);
     write!(csr::HIDELEG, 1 << 2 | 1 << 6 | 1 << 10);
     write!(csr::HCOUNTEREN, u64::MAX);
-    // All the hart has, but what this hypervisor would have to save: shadow stacks, landing pads, double traps, pointer
-    // masking.
-    write!(csr::HENVCFG, !(1 << 59 | 1 << 2 | 1 << 3 | 3 << 32));
+    // All the hart has, but what this hypervisor would have to save (shadow stacks, landing pads, double traps, pointer
+    // masking), and with a flush where the guest would discard what others wrote (CBIE = 01).
+    write!(csr::HENVCFG, !(1 << 59 | 1 << 2 | 1 << 3 | 3 << 32 | 1 << 5));
     write!(csr::HSTATEEN0, u64::MAX);
     write!(csr::VSTIMECMP, u64::MAX);
     // What no reset sets.
@@ -75,9 +75,14 @@ pub(crate) fn clear_software_interrupt() {
     clear!(csr::SIP, 1 << 1);
 }
 
+/// Now, in ticks.
+pub(crate) fn time() -> u64 {
+    read!(csr::TIME)
+}
+
 /// Comes back from the guest in a while, at the latest.
 pub(crate) fn come_back(ticks: u64) {
-    write!(csr::STIMECMP, read!(csr::TIME).saturating_add(ticks));
+    write!(csr::STIMECMP, time().saturating_add(ticks));
 }
 
 /// The timer has brought the hart back.

@@ -37,7 +37,21 @@ impl Directory {
         self.levels = levels;
     }
 
+    /// The context of a device, with the tables above it made where they are missing.
     pub(super) fn context(&self, frames: &mut Frames, device: DeviceId) -> Option<&'static [AtomicU64; CONTEXT]> {
+        self.walk(device, || frames.take(1))
+    }
+
+    /// The context of a device, if there are tables that lead to it.
+    pub(super) fn existing(&self, device: DeviceId) -> Option<&'static [AtomicU64; CONTEXT]> {
+        self.walk(device, || None)
+    }
+
+    fn walk(
+        &self,
+        device: DeviceId,
+        mut missing: impl FnMut() -> Option<Table>,
+    ) -> Option<&'static [AtomicU64; CONTEXT]> {
         if !device.fits(DdtpMode::Levels(self.levels).device_id_width(true)) {
             return None;
         }
@@ -51,7 +65,7 @@ impl Directory {
                 // SAFETY: the line below stored it: a table of one page from the frames.
                 unsafe { Table::at(pointer.ppn(), WORDS) }
             } else {
-                let next = frames.take(1)?;
+                let next = missing()?;
                 entry.store(DdtEntry::new().with_v(true).with_ppn(next.ppn()).into_bits(), Ordering::Release);
                 next
             };

@@ -9,11 +9,12 @@ mod directory;
 mod owners;
 mod queue;
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use heapless::Deque;
+use heapless::{Deque, Vec};
 use riscv_viommu::addr::PAGE_SIZE;
 use riscv_viommu::cmdq::{Command, IofenceC, Iotinval};
+use riscv_viommu::ddt::Tc;
 use riscv_viommu::faultq::FaultRecord;
 use riscv_viommu::regs::{Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Icvec, Ipsr, MsiAddr, MsiVecCtl, QueueBase};
 use riscv_viommu::{Capabilities, DeviceId, Gscid, Igs, Ppn, Register};
@@ -29,6 +30,10 @@ use queue::{CommandQueue, FaultQueue};
 
 /// Looks at a register while waiting for the hardware before giving it up. It is not a time, but no IOMMU needs as many.
 const PATIENCE: u32 = 10_000_000;
+
+/// Records of one VM, taken out at once, that are a storm: more than the largest single transfer of a page or two has on
+/// QEMU, which writes one for every few bytes.
+const STORM: u32 = queue::FAULTS / 4 * 3;
 
 /// Faults of one VM that wait for its vIOMMU; more are counted as lost.
 pub const WAITING_FAULTS: usize = 128;
@@ -95,6 +100,8 @@ pub struct Iommu<B> {
     owners: Owners,
     waiting: [Deque<FaultRecord, WAITING_FAULTS>; VMS],
     lost: [u32; VMS],
+    /// Whose faults are masked at the source.
+    silenced: [bool; VMS],
     /// What it did.
     pub counts: Counts,
     /// The first thing that went wrong.
@@ -125,6 +132,7 @@ impl<B: Bus> Iommu<B> {
             owners: Owners::default(),
             waiting: [const { Deque::new() }; VMS],
             lost: [0; VMS],
+            silenced: [false; VMS],
             counts: Counts::default(),
             failure: None,
             bus,
@@ -255,14 +263,18 @@ impl<B: Bus> Iommu<B> {
         core::mem::take(&mut self.lost[vm.index()])
     }
 
-    /// Takes what there is out of the fault queue, into the queues of the VMs.
+    /// Takes what there is out of the fault queue, once round at most, into the queues of the VMs. A VM that fills the
+    /// queue, which is every VM's, is silenced.
     pub fn drain_faults(&mut self) {
-        while let Some(record) = self.faults.next(&self.bus) {
+        let mut of_vm = [0; VMS];
+        for _ in 0..queue::FAULTS {
+            let Some(record) = self.faults.next(&self.bus) else { break };
             self.counts.faults += 1;
             let Some(vm) = self.owners.owner_of(PhysicalId(record.head.did())) else {
                 self.counts.faults_of_nobody += 1;
                 continue;
             };
+            of_vm[vm.index()] += 1;
             let waiting = &mut self.waiting[vm.index()];
             if waiting.back().is_some_and(|last| say_the_same(last, &record)) {
                 self.counts.faults_repeated += 1;
@@ -277,6 +289,33 @@ impl<B: Bus> Iommu<B> {
                 *lost += 1;
             }
             self.bus.store(Register::Fqcsr, status.into_bits().into());
+        }
+        for vm in VmId::ALL.into_iter().filter(|vm| of_vm[vm.index()] > STORM) {
+            self.lost[vm.index()] += 1;
+            self.silence(vm, true);
+        }
+    }
+
+    /// Whether a VM's faults are masked, since it had too many at a time.
+    #[must_use]
+    pub const fn is_silenced(&self, vm: VmId) -> bool {
+        self.silenced[vm.index()]
+    }
+
+    /// Masks a VM's faults at the source, or no longer. They are lost to it, and cost the others nothing.
+    pub fn silence(&mut self, vm: VmId, silent: bool) {
+        self.silenced[vm.index()] = silent;
+        let dtf = Tc::new().with_dtf(true).into_bits();
+        let devices: Vec<PhysicalId, 16> = self.owners.devices_of(vm).collect();
+        for device in devices {
+            let Some([tc, ..]) = self.directory.existing(device.0) else { continue };
+            if silent {
+                tc.fetch_or(dtf, Ordering::Release);
+            } else {
+                tc.fetch_and(!dtf, Ordering::Release);
+            }
+            // An error is kept, and met again by whoever fences next.
+            let _ = self.submit(Issuer::Host, core::iter::once(Command::IodirInvalDdt(Some(device.0))));
         }
     }
 

@@ -72,6 +72,11 @@ impl Owners {
         self.devices.iter().find(|(owned, _)| *owned == device).map(|&(_, vm)| vm)
     }
 
+    /// The devices of a VM.
+    pub fn devices_of(&self, vm: VmId) -> impl Iterator<Item = PhysicalId> + '_ {
+        self.devices.iter().filter(move |(_, owner)| *owner == vm).map(|&(device, _)| device)
+    }
+
     /// Looks at a command on its way to the hardware: whether it may go there.
     pub(super) fn check(&mut self, issuer: Issuer, command: &Command) -> bool {
         match command {

@@ -1,6 +1,7 @@
 use core::cell::RefCell;
 use core::sync::atomic::Ordering;
 use std::rc::Rc;
+use std::vec::Vec;
 
 use riscv_viommu::cmdq::PageRange;
 use riscv_viommu::faultq::FaultHead;
@@ -264,6 +265,24 @@ fn a_transfer_that_faults_word_by_word_waits_as_one_fault_for_each_page() {
     let [vm, _] = VmId::ALL;
     let pages: Vec<_> = core::iter::from_fn(|| iommu.next_fault(vm)).map(|record| record.iotval).collect();
     assert_eq!((pages, iommu.counts.faults_repeated, iommu.take_lost(vm)), (vec![0x1000, 0x2000], 1022, 0));
+}
+
+#[test]
+fn a_vm_that_fills_the_queue_is_silenced_until_it_is_let_speak() {
+    let model = Model::new();
+    let mut iommu = started(&model);
+    let mut frames = test_frames(64);
+    let [storm, calm] = DEVICES.map(|device| iommu.context(&mut frames, device).expect("frames"));
+    let dtf = |words: &[AtomicU64; 8]| Tc::from_bits(words[0].load(Ordering::Relaxed)).dtf();
+    (0..STORM).for_each(|_| model.fault(DEVICES[0]));
+    iommu.drain_faults();
+    assert!(!dtf(storm) && !iommu.is_silenced(VmId::ALL[0]), "many, and no storm");
+    (0..=STORM).for_each(|_| model.fault(DEVICES[0]));
+    iommu.drain_faults();
+    assert!(dtf(storm) && !dtf(calm) && iommu.is_silenced(VmId::ALL[0]) && !iommu.is_silenced(VmId::ALL[1]));
+    assert!(iommu.take_lost(VmId::ALL[0]) > 0);
+    iommu.silence(VmId::ALL[0], false);
+    assert!(!dtf(storm) && !iommu.is_silenced(VmId::ALL[0]));
 }
 
 #[test]

@@ -114,6 +114,7 @@ impl Vm {
             windows: Vec::new(),
             holes: Vec::new(),
             line: Line::default(),
+            silent_until: None,
             canary: Canary::fill(canary.words()),
             exits: Exits::default(),
             verdict: None,

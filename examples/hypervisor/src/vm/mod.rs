@@ -28,6 +28,9 @@ const RUNS: u32 = 64;
 /// Ticks until then.
 const SOON: u64 = 10_000;
 
+/// Ticks for which a VM that had too many faults at a time is not heard: a second on QEMU.
+const SILENCE: u64 = 10_000_000;
+
 /// No device of this machine sends a `process_id`; QEMU 11 says `PV` all the same where a context has `PDTV`, QEMU 10
 /// always.
 fn quirks() -> Quirks {
@@ -80,6 +83,8 @@ pub(crate) struct Vm {
     /// What scenarios took out of the DMA second stage.
     holes: Vec<Hole, 256>,
     line: Line,
+    /// When its faults are heard again.
+    silent_until: Option<u64>,
     pub(crate) canary: Canary,
     pub(crate) exits: Exits,
     pub(crate) verdict: Option<Verdict>,
@@ -93,6 +98,7 @@ impl Vm {
     /// waits for is in its progress, which is why single answers are not looked at.
     pub(crate) fn settle(&mut self) {
         let idle = self.go_on();
+        self.end_silence();
         if self.iommu.health() == Health::Failed && !self.ended {
             self.conclude(Verdict::Fail(String::try_from("the IOMMU failed").unwrap_or_default()));
             self.ended = true;
@@ -105,8 +111,25 @@ impl Vm {
 
     /// Takes the device from the guest, for good: blocked, invalidated, fenced, released. Whether that was done.
     pub(crate) fn shut_down(&mut self) -> bool {
+        // First nothing of the guest's queue is left.
+        let _progress = self.iommu.reset();
         let _progress = self.iommu.shutdown();
         (0..RUNS).any(|_| self.go_on())
+    }
+
+    /// A VM that was silenced for its many faults is heard again after a while.
+    fn end_silence(&mut self) {
+        let mut driver = self.driver.lock();
+        match (driver.is_silenced(self.id), self.silent_until) {
+            (true, None) => self.silent_until = Some(hart::time() + SILENCE),
+            (true, Some(until)) if hart::time() >= until => {
+                driver.silence(self.id, false);
+                self.silent_until = None;
+            }
+            (true, Some(_)) => {}
+            (false, _) => return,
+        }
+        hart::come_back(SILENCE);
     }
 
     /// Whether nothing is left to do.

@@ -20,6 +20,7 @@ macro_rules! checks {
 
 const CHECKS: &[Check] = checks! {
     registers:
+        an_interrupt_sent_to_oneself_arrives
         capabilities_hang_together_and_ignore_writes
         registers_of_facilities_not_offered_read_0_and_ignore_writes
         fctl_keeps_only_what_is_offered
@@ -114,6 +115,7 @@ pub(crate) fn run(bench: &mut Bench, only: &str) {
     }
     match first {
         Some(why) => say!("@hv fail {why}"),
+        None if passed == 0 => say!("@hv fail no check has '{only}' in its name"),
         None => say!("@hv pass {passed} checks, {skipped} skipped"),
     }
 }

@@ -6,6 +6,7 @@ use riscv_viommu::regs::{
 };
 
 use crate::bench::Bench;
+use crate::csr;
 use crate::iommu::{self, cqcsr, ddtp, fqcsr, ipsr, read, write};
 use crate::mmio::IOMMU;
 use crate::verdict::{Verdict, Why, ensure, skip};
@@ -19,6 +20,22 @@ pub(super) fn are_as_reset_leaves_them() -> Result<(), Why> {
     ensure!(!cq.cqen() && !cq.cie() && !cq.cqon() && !cq.busy(), "{cq:x?}");
     ensure!(!fq.fqen() && !fq.fie() && !fq.fqon() && !fq.busy(), "{fq:x?}");
     ensure!(ipsr() == Ipsr::new(), "{:x?}", ipsr());
+    Ok(())
+}
+
+/// None of the IOMMU's, but its wire shares a register of the hart with it.
+pub(super) fn an_interrupt_sent_to_oneself_arrives(bench: &mut Bench) -> Verdict {
+    if bench.native {
+        skip!("the firmware knows this hart by another number");
+    }
+    csr::take_software_interrupt();
+    let sent = sbi_rt::send_ipi(sbi_rt::HartMask::from_mask_base(1, 0));
+    // What exits in between must not take it away.
+    write(Register::Ipsr, 0_u32);
+    ensure!(sent.is_ok() && csr::take_software_interrupt(), "sent {sent:?}, and it did not come");
+    ensure!(!csr::take_software_interrupt(), "it came again");
+    let elsewhere = sbi_rt::send_ipi(sbi_rt::HartMask::from_mask_base(1, 1));
+    ensure!(elsewhere.is_err() && !csr::take_software_interrupt(), "there is no hart 1");
     Ok(())
 }
 
