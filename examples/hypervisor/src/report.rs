@@ -78,74 +78,15 @@ impl fmt::Display for Counts<'_> {
     }
 }
 
+/// A line of counts.
+fn line(who: &str, what: &str, counts: &[(&str, u64)]) {
+    say!("report: {who}: {what}{}", Counts(counts));
+}
+
 fn of_vm(vm: &Vm) {
     let name = vm.name;
-    let [loads, stores] = vm.exits.of_the_viommu();
-    say!("report: {name}: vIOMMU exits {} (loads {loads}, stores {stores})", loads + stores);
-    for register in (0..PAGE_SIZE).step_by(4).filter_map(Register::at) {
-        if let Some([loads, stores]) = vm.exits.registers.get(&Some(register)) {
-            say!("report: {name}:   {register} loads {loads}, stores {stores}");
-        }
-    }
-    if let Some([loads, stores]) = vm.exits.registers.get(&None) {
-        say!("report: {name}:   (no register) loads {loads}, stores {stores}");
-    }
-    let exits = &vm.exits;
-    say!(
-        "report: {name}: other exits{}",
-        Counts(&[("pci", exits.pci), ("interrupts", exits.interrupts), ("refused", exits.refused)])
-    );
-    for (extension, count) in &exits.calls {
-        say!("report: {name}:   SBI {extension} {count}");
-    }
-    let stats = vm.iommu.stats();
-    let commands = stats.commands;
-    say!(
-        "report: {name}: commands{}",
-        Counts(&[
-            ("IOTINVAL.VMA", commands.iotinval_vma),
-            ("IOTINVAL.GVMA", commands.iotinval_gvma),
-            ("IOFENCE.C", commands.iofence_c),
-            ("IODIR.INVAL_DDT", commands.iodir_inval_ddt),
-            ("IODIR.INVAL_PDT", commands.iodir_inval_pdt),
-            ("illegal", commands.illegal),
-        ])
-    );
-    let backend = vm.iommu.backend();
-    let (memory, orders) = (&backend.memory.calls, &backend.physical.inner.orders);
-    say!(
-        "report: {name}: memory calls{}",
-        Counts(&[
-            ("load", memory.loads.get()),
-            ("store", memory.stores),
-            ("post", memory.posts),
-            ("publish", memory.publishes),
-        ])
-    );
-    say!(
-        "report: {name}: orders{}",
-        Counts(&[
-            ("adopt", orders.adopted),
-            ("context-blocked", orders.blocked),
-            ("context-second-stage", orders.second_stage_only),
-            ("context-first-stage", orders.first_stage),
-            ("context-steps", orders.steps),
-            ("batches", orders.batches),
-            ("invalidations", orders.invalidations),
-            ("fences", orders.fences),
-        ])
-    );
-    say!(
-        "report: {name}: faults{}",
-        Counts(&[
-            ("physical", vm.faults),
-            ("recorded", stats.faults_recorded),
-            ("coalesced", stats.faults_coalesced),
-            ("withheld", stats.faults_withheld),
-            ("lost", stats.faults_lost),
-            ("stale", stats.stale_events),
-        ])
-    );
+    exits_of(vm);
+    work_of(vm);
     match &vm.verdict {
         Some(Verdict::Pass(text)) => say!("report: {name}: verdict pass: {text}"),
         Some(Verdict::Fail(text)) => say!("report: {name}: verdict fail: {text}"),
@@ -153,19 +94,75 @@ fn of_vm(vm: &Vm) {
     }
 }
 
+/// What the guest stopped for.
+fn exits_of(vm: &Vm) {
+    let (name, exits) = (vm.name, &vm.exits);
+    let [loads, stores] = exits.of_the_viommu();
+    say!("report: {name}: vIOMMU exits {} (loads {loads}, stores {stores})", loads + stores);
+    for register in (0..PAGE_SIZE).step_by(4).filter_map(Register::at) {
+        if let Some([loads, stores]) = exits.registers.get(&Some(register)) {
+            say!("report: {name}:   {register} loads {loads}, stores {stores}");
+        }
+    }
+    if let Some([loads, stores]) = exits.registers.get(&None) {
+        say!("report: {name}:   (no register) loads {loads}, stores {stores}");
+    }
+    line(name, "other exits", &[("pci", exits.pci), ("interrupts", exits.interrupts), ("refused", exits.refused)]);
+    for (extension, count) in &exits.calls {
+        say!("report: {name}:   SBI {extension} {count}");
+    }
+}
+
+/// What the vIOMMU did.
+fn work_of(vm: &Vm) {
+    let (name, stats) = (vm.name, vm.iommu.stats());
+    let commands = [
+        ("IOTINVAL.VMA", stats.commands.iotinval_vma),
+        ("IOTINVAL.GVMA", stats.commands.iotinval_gvma),
+        ("IOFENCE.C", stats.commands.iofence_c),
+        ("IODIR.INVAL_DDT", stats.commands.iodir_inval_ddt),
+        ("IODIR.INVAL_PDT", stats.commands.iodir_inval_pdt),
+        ("illegal", stats.commands.illegal),
+    ];
+    line(name, "commands", &commands);
+    let memory = &vm.iommu.backend().memory.calls;
+    let calls =
+        [("load", memory.loads.get()), ("store", memory.stores), ("post", memory.posts), ("publish", memory.publishes)];
+    line(name, "memory calls", &calls);
+    let orders = &vm.iommu.backend().physical.inner.orders;
+    let orders = [
+        ("adopt", orders.adopted),
+        ("context-blocked", orders.blocked),
+        ("context-second-stage", orders.second_stage_only),
+        ("context-first-stage", orders.first_stage),
+        ("context-steps", orders.steps),
+        ("batches", orders.batches),
+        ("invalidations", orders.invalidations),
+        ("fences", orders.fences),
+    ];
+    line(name, "orders", &orders);
+    let faults = [
+        ("physical", vm.faults),
+        ("recorded", stats.faults_recorded),
+        ("coalesced", stats.faults_coalesced),
+        ("withheld", stats.faults_withheld),
+        ("lost", stats.faults_lost),
+        ("stale", stats.stale_events),
+    ];
+    line(name, "faults", &faults);
+}
+
 fn of_driver(board: &Board) {
     let driver = board.shared.driver.lock();
     let (counts, owners) = (driver.counts, driver.owners());
-    say!(
-        "report: physical IOMMU:{}",
-        Counts(&[
-            ("commands", counts.commands),
-            ("doorbells", counts.doorbells),
-            ("faults", counts.faults),
-            ("faults-of-nobody", counts.faults_of_nobody),
-            ("faults-repeated", counts.faults_repeated),
-        ])
-    );
+    let work = [
+        ("commands", counts.commands),
+        ("doorbells", counts.doorbells),
+        ("faults", counts.faults),
+        ("faults-of-nobody", counts.faults_of_nobody),
+        ("faults-repeated", counts.faults_repeated),
+    ];
+    line("physical IOMMU", "work", &work);
     if let Some(failure) = driver.failure {
         say!("report: physical IOMMU: {failure:?}");
     }

@@ -4,12 +4,12 @@ use core::sync::atomic::Ordering;
 
 use heapless::Vec;
 use hypervisor::backend::context::Host;
-use hypervisor::backend::{GuestRam, InterruptFile, Sabotage, Sabotaged, VmIommu, Wires};
+use hypervisor::backend::{GuestRam, InterruptFile, Mirror, Sabotage, Sabotaged, VmBackend, VmIommu, Wires};
 use hypervisor::frames::{Frames, Table};
-use hypervisor::iommu::{PhysicalId, VmId};
+use hypervisor::iommu::{Mmio, PhysicalId, VmId};
 use hypervisor::machine::{GUEST_RAM, Machine, Options, guest};
 use hypervisor::pci::{self, Function};
-use hypervisor::second_stage::{self, Access, SecondStage};
+use hypervisor::second_stage::{self, Access, MapError, SecondStage};
 use riscv_viommu::addr::PAGE_SIZE;
 use riscv_viommu::ddt::{Iohgatp, MsiPageBits, Msiptp};
 use riscv_viommu::msi::MsiPte;
@@ -20,6 +20,9 @@ use super::{Driver, Ecam, Exits, Vm};
 use crate::canary::Canary;
 use crate::console::{Line, say};
 use crate::hart::{self, Guest};
+
+/// `msiptp.MODE` of a flat MSI page table.
+const MSIPTP_FLAT: u8 = 1;
 
 /// What all VMs share.
 pub(crate) struct Shared {
@@ -37,8 +40,7 @@ impl Vm {
     /// # Errors
     /// What is missing, for whoever starts the machine.
     pub(crate) fn create(id: VmId, hart: usize, shared: &Shared, next_window: &mut u64) -> Result<Self, &'static str> {
-        const FRAMES: &str = "page frames are used up";
-        let Shared { machine, options, driver, frames, nothing } = shared;
+        let Shared { machine, options, driver, frames, .. } = shared;
         let (ram, size) = GUEST_RAM[id.index()];
         if ram + size > machine.ram_end {
             return Err("not enough RAM: start QEMU with -m 3G");
@@ -48,50 +50,9 @@ impl Vm {
             "no PCI device for the VM: give QEMU an NVMe controller at addr=1, and one at addr=2 for a second VM",
         )?;
         let file = InterruptFile { gpa: guest::IMSIC, hpa: machine.interrupt_file(hart, 1) };
-
-        let mut pool = frames.lock();
-        let hart_stage = SecondStage::new(&mut pool).ok_or(FRAMES)?;
-        let dma_stage = SecondStage::new(&mut pool).ok_or(FRAMES)?;
-        let mirror = pool.take(1).filter(|_| options.mirror);
-        for (stage, gpa, hpa, size, access) in [
-            (&hart_stage, guest::RAM, ram, size, Access::All),
-            (&dma_stage, guest::RAM, ram, size, Access::All),
-            (&hart_stage, file.gpa, file.hpa, PAGE_SIZE, Access::All),
-        ] {
-            stage.map(&mut pool, gpa, hpa, size, access).map_err(|_| FRAMES)?;
-        }
-        if let Some(page) = mirror {
-            let mapped = hart_stage.map(&mut pool, guest::IOMMU, page.address(), PAGE_SIZE, Access::ReadOnly);
-            mapped.map_err(|_| FRAMES)?;
-        }
-        let msi_table = msi_table(&mut pool, file).ok_or(FRAMES)?;
-        drop(pool);
-
-        let gscids = gscids(id, options.sabotage);
-        // That a GSCID is taken is an error, but for the sabotage that wants one for all and see what comes of it.
-        driver.lock().owners_mut().lenient = options.sabotage == Sabotage::SharedGscid;
-        let granted = gscids.iter().all(|gscid| driver.lock().owners_mut().grant_gscid(*gscid, id));
-        if !granted && options.sabotage != Sabotage::SharedGscid {
-            return Err("a GSCID is taken");
-        }
-        let iohgatp = Iohgatp::new().with_mode(second_stage::MODE.encoding());
-        let host = Host {
-            open: iohgatp.with_gscid(gscids[0]).with_ppn(dma_stage.root()),
-            blocked: iohgatp.with_gscid(gscids[1]).with_ppn(nothing.root()),
-            msiptp: Msiptp::new().with_mode(1).with_ppn(msi_table.ppn()),
-            mask: MsiPageBits::new().with_page(0),
-            pattern: MsiPageBits::new().with_page(file.gpa.get() / PAGE_SIZE),
-        };
-        // SAFETY: this RAM and this file are of this VM alone.
-        let memory = unsafe { GuestRam::new(guest::RAM, ram, size, file, mirror) };
-        let physical = VmIommu::new(driver, frames, id, host, options.sabotage);
-        let physical = Sabotaged::new(physical, options.sabotage);
-        let mut iommu = VIommu::new(Parts { memory, interrupts: Wires::default(), physical });
-        let config = Config::nested().with_mirror(options.mirror).with_extended_contexts(options.extended);
-        iommu.start(&config).map_err(|error| {
-            say!("hypervisor: the vIOMMU: {error}");
-            "the IOMMU can not be nested: QEMU 10.0 or newer has one that can"
-        })?;
+        let tables =
+            Tables::new(&mut frames.lock(), id, file, options.mirror).map_err(|_| "page frames are used up")?;
+        let mut iommu = viommu(id, file, &tables, shared)?;
         let (guest_id, device) = (DeviceId::truncate(pci::GUEST_FUNCTION.into()), DeviceId::truncate(number.into()));
         let attached = iommu.attach(guest_id, PhysicalId(device), DevicePolicy::default());
         let attached = attached.map_err(|error| {
@@ -108,8 +69,8 @@ impl Vm {
             attachment: attached.attachment,
             driver,
             frames,
-            hart_stage,
-            dma_stage,
+            hart_stage: tables.hart,
+            dma_stage: tables.dma,
             function,
             windows: Vec::new(),
             holes: Vec::new(),
@@ -129,6 +90,72 @@ impl Vm {
         self.settle();
         Guest::new(guest::ENTRY.get(), 0, guest::DEVICE_TREE.get())
     }
+}
+
+/// What is in memory for a VM before it runs.
+struct Tables {
+    /// What its hart reaches: RAM, interrupt file and the mirror.
+    hart: SecondStage,
+    /// What its device reaches: RAM.
+    dma: SecondStage,
+    msi: Table,
+    mirror: Option<Mirror>,
+}
+
+impl Tables {
+    fn new(pool: &mut Frames, id: VmId, file: InterruptFile, mirror: bool) -> Result<Self, MapError> {
+        let (ram, size) = GUEST_RAM[id.index()];
+        let tables = Self {
+            hart: SecondStage::new(pool).ok_or(MapError::OutOfFrames)?,
+            dma: SecondStage::new(pool).ok_or(MapError::OutOfFrames)?,
+            msi: msi_table(pool, file).ok_or(MapError::OutOfFrames)?,
+            mirror: if mirror { Some(pool.take(1).ok_or(MapError::OutOfFrames)?) } else { None },
+        };
+        tables.hart.map(pool, guest::RAM, ram, size, Access::All)?;
+        tables.dma.map(pool, guest::RAM, ram, size, Access::All)?;
+        tables.hart.map(pool, file.gpa, file.hpa, PAGE_SIZE, Access::All)?;
+        if let Some(page) = tables.mirror {
+            tables.hart.map(pool, guest::IOMMU, page.address(), PAGE_SIZE, Access::ReadOnly)?;
+        }
+        Ok(tables)
+    }
+}
+
+/// The vIOMMU of a VM, started.
+fn viommu(
+    id: VmId,
+    file: InterruptFile,
+    tables: &Tables,
+    shared: &Shared,
+) -> Result<VIommu<VmBackend<Mmio>, 4>, &'static str> {
+    let Shared { options, driver, frames, nothing, .. } = shared;
+    let gscids = gscids(id, options.sabotage);
+    // That a GSCID is taken is an error, but for the sabotage that wants one for all and see what comes of it.
+    driver.lock().owners_mut().lenient = options.sabotage == Sabotage::SharedGscid;
+    let granted = gscids.iter().all(|gscid| driver.lock().owners_mut().grant_gscid(*gscid, id));
+    if !granted && options.sabotage != Sabotage::SharedGscid {
+        return Err("a GSCID is taken");
+    }
+    let iohgatp = Iohgatp::new().with_mode(second_stage::MODE.encoding());
+    let host = Host {
+        open: iohgatp.with_gscid(gscids[0]).with_ppn(tables.dma.root()),
+        blocked: iohgatp.with_gscid(gscids[1]).with_ppn(nothing.root()),
+        msiptp: Msiptp::new().with_mode(MSIPTP_FLAT).with_ppn(tables.msi.ppn()),
+        mask: MsiPageBits::new().with_page(0),
+        pattern: MsiPageBits::new().with_page(file.gpa.get() / PAGE_SIZE),
+    };
+    let (ram, size) = GUEST_RAM[id.index()];
+    // SAFETY: this RAM and this file are of this VM alone.
+    let memory = unsafe { GuestRam::new(guest::RAM, ram, size, file, tables.mirror) };
+    let physical = VmIommu::new(driver, frames, id, host, options.sabotage);
+    let physical = Sabotaged::new(physical, options.sabotage);
+    let mut iommu = VIommu::new(Parts { memory, interrupts: Wires::default(), physical });
+    let config = Config::nested().with_mirror(options.mirror).with_extended_contexts(options.extended);
+    iommu.start(&config).map_err(|error| {
+        say!("hypervisor: the vIOMMU: {error}");
+        "the IOMMU can not be nested: QEMU 10.0 or newer has one that can"
+    })?;
+    Ok(iommu)
 }
 
 /// The GSCID of a VM's second stage, and that of its blocked devices.
