@@ -6,7 +6,7 @@
 //! * `mode=conformance`: the checks of `checks/`, each with its own line; `only=TEXT` picks those whose name has TEXT.
 //! * `mode=conformance scenario=NAME`: one of the experiments of `scenario.rs`.
 //! * `native=yes`: it runs on the machine itself, and excuses what QEMU's IOMMU is known to get wrong.
-//! * `mode=hostile seed=N`: for ever, whatever might hurt; see `hostile.rs`.
+//! * `mode=hostile seed=N`: for ever, whatever might hurt; see `hostile/`.
 //!
 //! Lines that begin with `@hv` are for the hypervisor: verdicts, and what it is to do to this guest.
 #![no_std]

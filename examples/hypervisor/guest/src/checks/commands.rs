@@ -8,10 +8,11 @@ use crate::bench::{Bench, DEVICE};
 use crate::csr;
 use crate::imsic::{self, IMSIC};
 use crate::iommu::{self, cqcsr, ipsr, is_stopped, read, write};
-use crate::memory::{PAGE, Pages};
-use crate::verdict::{Verdict, Why, ensure, skip};
+use crate::memory::{PAGE, Pages, pattern};
+use crate::verdict::{Verdict, Why, ensure, skip, why};
 
 const FENCE: IofenceC = IofenceC::READS_AND_WRITES;
+const IOVA: u64 = 0x11_2233_4000;
 const OLD: u64 = 0x1111_2222_3333_4444;
 
 /// A fence that leaves a mark in a page.
@@ -232,12 +233,13 @@ pub(super) fn every_illegal_encoding_is_refused(bench: &mut Bench) -> Verdict {
 }
 
 pub(super) fn legal_commands_with_odd_operands_are_carried_out(bench: &mut Bench) -> Verdict {
-    // Ids the IOMMU knows nothing of, and operands it is to ignore (CMD-07, CMD-13, VMA-15, QCMD-13, VC-11).
+    // Ids the IOMMU knows nothing of, and addresses that are none (CMD-13, VMA-15, QCMD-13, VC-11).
     let (gscid, pscid) = (Gscid::truncate(0xffff), Pscid::truncate(0xf_ffff));
     let [low, high] = [Iova::new(0), Iova::new(u64::MAX)];
     let all = Iotinval::ALL;
     let mut commands = heapless::Vec::<Command, 16>::new();
-    let _ = commands.extend_from_slice(&[
+    let mut add = |more: &[Command]| commands.extend_from_slice(more).expect("room");
+    add(&[
         Command::IotinvalVma(all.with_gscid(gscid).with_pscid(pscid)),
         Command::IotinvalVma(all.with_pscid(pscid).with_range(PageRange::page(high))),
         Command::IotinvalGvma(all.with_gscid(gscid).with_range(PageRange::page(low))),
@@ -247,11 +249,62 @@ pub(super) fn legal_commands_with_odd_operands_are_carried_out(bench: &mut Bench
     if bench.iommu.capabilities.s() && bench.iommu.capabilities.nl() {
         // The whole space, leaf entries and others (VMA-13, VMA-14).
         let whole = PageRange::covering(low, high);
-        let _ = commands.push(Command::IotinvalVma(all.with_range(whole)));
-        let _ = commands.push(Command::IotinvalVma(all.with_range(whole.with_non_leaf(true))));
-        let _ = commands.push(Command::IotinvalGvma(all.with_gscid(gscid).with_range(whole)));
+        add(&[
+            Command::IotinvalVma(all.with_range(whole)),
+            Command::IotinvalVma(all.with_range(whole.with_non_leaf(true))),
+            Command::IotinvalGvma(all.with_gscid(gscid).with_range(whole)),
+        ]);
     }
     Ok(bench.iommu.run(&commands)?)
+}
+
+pub(super) fn operands_without_their_valid_bit_may_hold_anything(bench: &mut Bench) -> Verdict {
+    let queue = bench.pool.pages(1);
+    let caps = bench.iommu.capabilities;
+    // NL and S are operands only where they are offered (CMD-05).
+    let (nl, s) = (u64::from(caps.nl()) << 34, u64::from(caps.s()) << 9);
+    let (pscid, gscid, did) = (0xf_ffff << 12, 0xffff << 44, 0xff_ffff << 40);
+    let address = RawCommand { low: nl, high: ((1 << 52) - 1) << 10 | s };
+    let gscid_valid = RawCommand { low: 1 << 33, high: 0 };
+    let gvma_address = RawCommand { low: address.low | 1 << 10, ..address };
+    let both = |command: RawCommand, more: RawCommand| RawCommand {
+        low: command.low | more.low,
+        high: command.high | more.high,
+    };
+    let low = |command: RawCommand, more: u64| both(command, RawCommand { low: more, high: 0 });
+    let vma = Command::IotinvalVma(Iotinval::ALL).encode();
+    let gvma = Command::IotinvalGvma(Iotinval::ALL).encode();
+    let fence = Command::IofenceC(FENCE).encode();
+    let world = bench.sv39()?;
+    let pages = bench.pool.pages(2);
+    (0..2).for_each(|index| pages.page(index).fill(pattern(index as u64)));
+    for (turn, (what, command)) in [
+        ("PSCID without PSCV", low(vma, pscid)), // CMD-07
+        ("GSCID without GV", low(vma, gscid)),
+        ("ADDR without AV", both(vma, address)),
+        ("all three", low(both(vma, address), pscid | gscid)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        world.space.map(&mut bench.pool, IOVA, pages.page(turn % 2).gpa());
+        ensure!(!refused(bench, queue, command)?, "{what}: {command:x?} is refused");
+        bench.iommu.run(&[])?;
+        // Nor do they narrow it: the translation used last goes (VMA-01).
+        bench.reads(IOVA, turn as u64 % 2).map_err(|why| why!("{what}: {why}"))?;
+    }
+    for (what, command) in [
+        ("GVMA: PSCID without PSCV", low(gvma, pscid)),
+        ("GVMA: GSCID without GV", low(gvma, gscid)),
+        ("GVMA: AV and ADDR without GV", both(gvma, gvma_address)),
+        ("GVMA: ADDR without AV", both(both(gvma, gscid_valid), address)),
+        ("INVAL_DDT: DID without DV", low(Command::IodirInvalDdt(None).encode(), did)), // CMD-11
+        ("fence: DATA without AV", low(fence, 0xffff_ffff << 32)),
+        ("fence: ADDR without AV", RawCommand { high: (1 << 62) - 1, ..fence }),
+    ] {
+        ensure!(!refused(bench, queue, command)?, "{what}: {command:x?} is refused");
+    }
+    Ok(())
 }
 
 pub(super) fn a_fence_outside_memory_stops_and_is_done_again(bench: &mut Bench) -> Verdict {

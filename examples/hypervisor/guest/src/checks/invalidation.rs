@@ -98,12 +98,13 @@ pub(super) fn a_table_is_replaced_under_a_live_space(bench: &mut Bench) -> Verdi
         }
         let entry = world.space.entry(&mut bench.pool, IOVA, 1);
         let mut scopes = heapless::Vec::<Iotinval, 4>::new();
-        let _ = scopes.extend_from_slice(&[ALL, ALL.with_pscid(PSCID)]);
+        scopes.extend_from_slice(&[ALL, ALL.with_pscid(PSCID)]).expect("room");
         if bench.iommu.capabilities.nl() {
             // VMA-13: non-leaf entries too, of one page and of a range.
             let range = PageRange::covering(Iova::new(IOVA), Iova::new(IOVA + leaf_bytes(1) - 1));
-            let _ = scopes.push(ALL.with_range(page_at(IOVA).with_non_leaf(true)));
-            let _ = scopes.push(ALL.with_range(range.with_non_leaf(true)).with_pscid(PSCID));
+            let page = ALL.with_range(page_at(IOVA).with_non_leaf(true));
+            let pages = ALL.with_range(range.with_non_leaf(true)).with_pscid(PSCID);
+            scopes.extend_from_slice(&[page, pages]).expect("room");
         }
         for index in 0..=1 {
             for &scope in &scopes {
@@ -226,7 +227,7 @@ pub(super) fn one_pscid_is_not_another(bench: &mut Bench) -> Verdict {
     let second = another(bench, &first, 6, pages.page(1));
     for round in 0..20_u64 {
         let world = if round % 2 == 0 { first } else { second };
-        // Entries of the other space stay where they are: only the context changes (CA-03, SWG-03).
+        // Entries of the other space stay where they are: only the context changes, and the PSCID with it (CA-03).
         first.directory.set_word(0, 0);
         bench.iommu.run(&[Command::IodirInvalDdt(Some(DEVICE))])?;
         first.directory.set_base(world.space.context());

@@ -38,6 +38,7 @@ const CHECKS: &[Check] = checks! {
         an_illegal_command_stops_the_queue_at_itself
         every_illegal_encoding_is_refused
         legal_commands_with_odd_operands_are_carried_out
+        operands_without_their_valid_bit_may_hold_anything
         a_fence_outside_memory_stops_and_is_done_again
         an_unreadable_queue_is_a_memory_fault
         an_error_of_the_command_queue_sends_a_message
@@ -72,7 +73,7 @@ const CHECKS: &[Check] = checks! {
         a_context_made_invalid_blocks_the_device
         a_context_made_valid_opens_the_device
         a_misconfigured_context_blocks_the_device
-        a_misconfigured_context_of_the_extended_format_blocks_the_device
+        words_behind_a_base_context_count_in_the_extended_format_only
         a_broken_directory_blocks_the_device
         a_process_directory_that_is_bare_lets_addresses_through;
     faults:

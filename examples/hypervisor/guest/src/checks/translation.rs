@@ -205,9 +205,11 @@ pub(super) fn memory_that_is_not_the_guests_is_out_of_reach(bench: &mut Bench) -
         skip!("behind QEMU's IOMMU is the whole machine");
     }
     let nowhere = Pages::elsewhere(0);
+    // What the guest takes for physical memory has a second stage under it: its faults, and those of addresses too wide
+    // for it, show as access faults (VT-05, S2-03, MRG-13).
     bench.bare()?;
     for gpa in bench.outside() {
-        bench.faults(gpa, ACCESS_FAULTS, nowhere)?; // VT-05, DDT-14
+        bench.faults(gpa, ACCESS_FAULTS, nowhere)?;
     }
     bench.identity(2)?;
     for gpa in bench.outside() {
