@@ -429,6 +429,7 @@ mod invalidations {
         let _ = rig.iommu.resync(id(0));
         let fault = HostFault::new(Cause::ReadGuestPageFault, TransactionType::UntranslatedRead, nesting_rig::IOVA);
         let _ = rig.iommu.report_fault(attachment, &fault);
+        assert_eq!(rig.records().first().map(|record| record[0] & 0xfff), Some(5), "the host is to blame");
         let _ = rig.ddtp(BARE);
         assert!(!rig.ddtp_busy() && rig.passed());
         assert_eq!((rig.context(0), rig.context(1)), ("Blocked".into(), "Blocked".into()));

@@ -101,7 +101,7 @@ impl FaultQueue {
         let ring = Ring::<32>::new(registers.fqb());
         let (head, tail) = (registers.fqh(), registers.fqt());
         let told = ring.len(head, tail) != 0 && (!csr.fie() || registers.ipsr().fip());
-        if told && self.last.is_some_and(|(last, then)| then == *fenced && is_same(&last, &record)) {
+        if told && self.last.is_some_and(|(last, then)| then == *fenced && last.says_the_same_as(&record)) {
             return Recorded::Coalesced;
         }
         if ring.is_full(head, tail) {
@@ -135,13 +135,4 @@ fn record(fault: Fault, origin: &Origin) -> FaultRecord {
         .with_pid(process.unwrap_or(ProcessId::truncate(0)))
         .with_is_priv(process.is_some() && privileged);
     FaultRecord { head, custom: 0, iotval: iova.get(), iotval2: fault.iotval2 }
-}
-
-/// Whether two records say the same of one page; where iotval is no IOVA, of exactly the same.
-fn is_same(a: &FaultRecord, b: &FaultRecord) -> bool {
-    let place = |record: &FaultRecord| match TransactionType::decode(record.head.ttyp()) {
-        None | Some(TransactionType::MessageRequest) => record.iotval,
-        Some(_) => Iova::new(record.iotval).page().get(),
-    };
-    a.head == b.head && place(a) == place(b) && a.iotval2 == b.iotval2
 }

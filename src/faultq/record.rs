@@ -3,6 +3,8 @@
 use bitfield_struct::bitfield;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::addr::Iova;
+use crate::fault::TransactionType;
 use crate::id::{DeviceId, ProcessId};
 
 /// A fault record: 32 bytes, four 64-bit words. Source: "Fault/Event-Queue (FQ)".
@@ -21,6 +23,18 @@ pub struct FaultRecord {
 }
 
 const _: () = assert!(size_of::<FaultRecord>() == 32);
+
+impl FaultRecord {
+    /// Whether both records say the same of one page; where `iotval` is no IOVA, of exactly the same (rule FQ-07).
+    #[must_use]
+    pub fn says_the_same_as(&self, other: &Self) -> bool {
+        let place = |record: &Self| match TransactionType::decode(record.head.ttyp()) {
+            None | Some(TransactionType::MessageRequest) => record.iotval,
+            Some(_) => Iova::new(record.iotval).page().get(),
+        };
+        self.head == other.head && place(self) == place(other) && self.iotval2 == other.iotval2
+    }
+}
 
 /// Bits 63:0 of a fault record. `cause` and `ttyp` are the codes of [`Cause`](crate::Cause) and
 /// [`TransactionType`](crate::TransactionType).

@@ -12,7 +12,6 @@ mod queue;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use heapless::{Deque, Vec};
-use riscv_viommu::addr::PAGE_SIZE;
 use riscv_viommu::cmdq::{Command, IofenceC, Iotinval};
 use riscv_viommu::ddt::Tc;
 use riscv_viommu::faultq::FaultRecord;
@@ -276,7 +275,7 @@ impl<B: Bus> Iommu<B> {
             };
             of_vm[vm.index()] += 1;
             let waiting = &mut self.waiting[vm.index()];
-            if waiting.back().is_some_and(|last| say_the_same(last, &record)) {
+            if waiting.back().is_some_and(|last| last.says_the_same_as(&record)) {
                 self.counts.faults_repeated += 1;
             } else if waiting.push_back(record).is_err() {
                 self.lost[vm.index()] += 1;
@@ -386,11 +385,6 @@ impl<B: Bus> Iommu<B> {
         let so = (0..PATIENCE).any(|_| is_so(self.bus.load(register)));
         so.then_some(()).ok_or(IommuError::Stuck(register))
     }
-}
-
-/// Whether one of two records tells a VM as much as both: the same fault on the same page (rule FQ-07).
-fn say_the_same(one: &FaultRecord, other: &FaultRecord) -> bool {
-    one.head == other.head && one.iotval / PAGE_SIZE == other.iotval / PAGE_SIZE
 }
 
 fn queue_base(table: Table, entries: u32) -> u64 {
