@@ -37,7 +37,7 @@ impl FaultRecord {
 }
 
 /// Bits 63:0 of a fault record. `cause` and `ttyp` are the codes of [`Cause`](crate::Cause) and
-/// [`TransactionType`](crate::TransactionType).
+/// [`TransactionType`].
 #[bitfield(u64)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct FaultHead {
