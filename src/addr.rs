@@ -18,6 +18,13 @@ pub struct Iova(u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gpa(u64);
 
+/// An address in the guest-physical space **of a VM of the guest's own**: what the first stage gives and the second
+/// takes, what the specification calls a GPA.
+///
+/// Only a guest that is offered a second stage has such a space. Without one it is the same as [`Gpa`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NestedGpa(u64);
+
 /// The page number of a [`Gpa`]: 44 bits, as every `PPN` field of the guest's registers and tables.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ppn(u64);
@@ -72,6 +79,26 @@ impl Gpa {
     }
 }
 
+impl NestedGpa {
+    /// The address itself; 64 bits.
+    #[must_use]
+    pub const fn new(address: u64) -> Self {
+        Self(address)
+    }
+
+    /// The address.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The same address where there is no second stage (`iohgatp.MODE` Bare).
+    #[must_use]
+    pub(crate) const fn untranslated(self) -> Gpa {
+        Gpa(self.0)
+    }
+}
+
 impl Ppn {
     /// Width in bits.
     pub const BITS: u32 = 44;
@@ -119,7 +146,7 @@ macro_rules! in_hex {
     )+};
 }
 
-in_hex!(Iova Gpa Ppn);
+in_hex!(Iova Gpa NestedGpa Ppn);
 
 #[cfg(test)]
 mod tests {

@@ -154,14 +154,17 @@ mod order;
 mod parts;
 
 pub use host::HostCapabilities;
-pub use order::{Applied, Completion, Context, FenceOutcome, FenceScope, FirstStage, Invalidation, Pages, Ticket};
+pub use order::{
+    Applied, Completion, Context, Epoch, FenceOutcome, FenceScope, FirstStage, Invalidation, Pages, Ticket,
+};
 pub use parts::{NoPhysical, Parts};
 
 use core::fmt::Debug;
 
 use crate::addr::Gpa;
 use crate::error::{MemoryFault, OrderError};
-use crate::regs::Igs;
+use crate::id::DeviceId;
+use crate::regs::{Igs, Width};
 
 /// The memory of the VM that drives this vIOMMU, and where its message-signalled interrupts go.
 ///
@@ -195,6 +198,45 @@ pub trait GuestMemory {
     /// [`MemoryFault`] if nothing was written.
     fn post(&mut self, at: Gpa, data: u32, why: Post) -> Result<(), MemoryFault>;
 
+    /// Whether [`compare_exchange`](Self::compare_exchange) works; read once, by [`start`](crate::VIommu::start). Without it
+    /// the guest is not offered updates of A and D bits (`AMO_HWAD`), nor memory-resident interrupt files.
+    fn has_compare_exchange(&self) -> bool {
+        false
+    }
+
+    /// Replaces `old` by `new` in one atomic operation of this width at `at`, which is a multiple of the width: page-table
+    /// entries whose A and D bits are set, and memory-resident interrupt files.
+    ///
+    /// `old` and `new` are the little-endian numbers in memory. `Ok(false)`: something else is there, and nothing was
+    /// written. Ordered as an acquire-release operation.
+    ///
+    /// # Errors
+    /// [`MemoryFault`] if nothing was written because it can not be, as for [`store`](Self::store).
+    fn compare_exchange(&mut self, at: Gpa, width: Width, old: u64, new: u64) -> Result<bool, MemoryFault> {
+        let _ = (at, width, old, new);
+        Err(MemoryFault::Access)
+    }
+
+    /// Whether every DMA of an emulated device that uses a [`Translation`](crate::Translation) of epoch `upto` or an older
+    /// one is done, its stores visible to the guest.
+    ///
+    /// Called before the guest is told that an invalidation, or a fence for reads or writes, is complete. `Some(Pending)`
+    /// is followed by [`drained`](crate::VIommu::drained). `None`, the default, says that the host does not keep count: right
+    /// for one that uses a translation only under the lock it got it under, and says so with
+    /// [`Config::with_synchronous_dma`](crate::Config::with_synchronous_dma).
+    fn drain(&mut self, upto: Epoch) -> Option<Completion> {
+        let _ = upto;
+        None
+    }
+
+    /// The guest has asked to forget these translations: a host that keeps translations of its own (vhost, an IOTLB
+    /// of a device model) drops them before it returns, so that none is used for a DMA that begins later.
+    ///
+    /// It may be told more than what changed. The guest is told after [`drain`](Self::drain).
+    fn unmapped(&mut self, what: &Invalidation<DeviceId>) {
+        let _ = what;
+    }
+
     /// Stores `value` at `offset` of a page that shows the guest the registers, so that its loads need not trap.
     ///
     /// Called only with [`Config::with_mirror`](crate::Config::with_mirror). The page is a dedicated zeroed one, read-only to
@@ -213,6 +255,8 @@ pub enum Post {
     FenceData,
     /// An interrupt of the IOMMU itself.
     Interrupt,
+    /// The notice that follows a store to a memory-resident interrupt file.
+    Notice,
 }
 
 /// The interrupt wires of the vIOMMU.

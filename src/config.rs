@@ -192,6 +192,7 @@ impl Mismatch {
 pub(crate) fn mismatch(promised: Capabilities, host: &HostCapabilities) -> Option<Mismatch> {
     let physical = host.capabilities;
     let second_stage = match host.second_stage {
+        SecondStageMode::Sv32x4 => physical.sv32x4(),
         SecondStageMode::Sv39x4 => physical.sv39x4(),
         SecondStageMode::Sv48x4 => physical.sv48x4(),
         SecondStageMode::Sv57x4 => physical.sv57x4(),

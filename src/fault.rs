@@ -223,20 +223,54 @@ impl TransactionType {
     /// The access fault cause of this access: 1, 5 or 7 (rule ACC-04).
     #[must_use]
     pub const fn access_fault(self) -> Cause {
-        match self {
-            Self::UntranslatedExecute | Self::TranslatedExecute => Cause::InstructionAccessFault,
-            Self::UntranslatedWrite | Self::TranslatedWrite => Cause::WriteAccessFault,
-            _ => Cause::ReadAccessFault,
-        }
+        self.access().access_fault()
     }
 
     /// The page fault cause of this access: 12, 13 or 15 (rule ACC-04).
     #[must_use]
     pub const fn page_fault(self) -> Cause {
+        self.access().page_fault()
+    }
+
+    pub(crate) const fn access(self) -> Access {
         match self {
-            Self::UntranslatedExecute | Self::TranslatedExecute => Cause::InstructionPageFault,
-            Self::UntranslatedWrite | Self::TranslatedWrite => Cause::WritePageFault,
-            _ => Cause::ReadPageFault,
+            Self::UntranslatedExecute | Self::TranslatedExecute => Access::Execute,
+            Self::UntranslatedWrite | Self::TranslatedWrite => Access::Write,
+            _ => Access::Read,
+        }
+    }
+}
+
+/// What a device wants of a page: selects the cause (rule ACC-04).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Access {
+    Execute,
+    Read,
+    Write,
+}
+
+impl Access {
+    pub(crate) const fn access_fault(self) -> Cause {
+        match self {
+            Self::Execute => Cause::InstructionAccessFault,
+            Self::Read => Cause::ReadAccessFault,
+            Self::Write => Cause::WriteAccessFault,
+        }
+    }
+
+    pub(crate) const fn page_fault(self) -> Cause {
+        match self {
+            Self::Execute => Cause::InstructionPageFault,
+            Self::Read => Cause::ReadPageFault,
+            Self::Write => Cause::WritePageFault,
+        }
+    }
+
+    pub(crate) const fn guest_page_fault(self) -> Cause {
+        match self {
+            Self::Execute => Cause::InstructionGuestPageFault,
+            Self::Read => Cause::ReadGuestPageFault,
+            Self::Write => Cause::WriteGuestPageFault,
         }
     }
 }

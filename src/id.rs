@@ -84,10 +84,12 @@ id! {
     Gscid, 16
 }
 
-/// First-stage translation schemes of an RV64 guest (`iosatp.MODE` with `SXL = 0`).
+/// First-stage translation schemes: `iosatp.MODE`, whose encodings `tc.SXL` selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FirstStageMode {
+    /// `SXL = 1`: 32-bit virtual addresses, two levels of 4-byte entries.
+    Sv32,
     /// 39-bit virtual addresses, three levels.
     Sv39,
     /// 48-bit virtual addresses, four levels.
@@ -101,7 +103,7 @@ impl FirstStageMode {
     #[must_use]
     pub const fn encoding(self) -> u8 {
         match self {
-            Self::Sv39 => 8,
+            Self::Sv32 | Self::Sv39 => 8,
             Self::Sv48 => 9,
             Self::Sv57 => 10,
         }
@@ -111,6 +113,7 @@ impl FirstStageMode {
     #[must_use]
     pub const fn levels(self) -> u8 {
         match self {
+            Self::Sv32 => 2,
             Self::Sv39 => 3,
             Self::Sv48 => 4,
             Self::Sv57 => 5,
@@ -118,10 +121,12 @@ impl FirstStageMode {
     }
 }
 
-/// Second-stage translation schemes of an RV64 host (`iohgatp.MODE` with `GXL = 0`).
+/// Second-stage translation schemes: `iohgatp.MODE`, whose encodings `fctl.GXL` selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SecondStageMode {
+    /// `GXL = 1`: 34-bit guest-physical addresses.
+    Sv32x4,
     /// 41-bit guest-physical addresses.
     Sv39x4,
     /// 50-bit guest-physical addresses.
@@ -135,7 +140,7 @@ impl SecondStageMode {
     #[must_use]
     pub const fn encoding(self) -> u8 {
         match self {
-            Self::Sv39x4 => 8,
+            Self::Sv32x4 | Self::Sv39x4 => 8,
             Self::Sv48x4 => 9,
             Self::Sv57x4 => 10,
         }
@@ -145,6 +150,7 @@ impl SecondStageMode {
     #[must_use]
     pub const fn input_width(self) -> u8 {
         match self {
+            Self::Sv32x4 => 34,
             Self::Sv39x4 => 41,
             Self::Sv48x4 => 50,
             Self::Sv57x4 => 59,

@@ -22,6 +22,7 @@
 //! | 0 | [`error`] [`id`] [`addr`] `progress` | newtypes, host errors, what a call left to do |
 //! | 1 | [`regs::layout`] [`regs::capabilities`] [`regs`] [`fault`] [`backend`] | register formats and where each register is; causes; the host's traits and orders |
 //! | 2 | formats [`ddt::entry`] [`cmdq::command`] [`faultq::record`] [`pt`] [`msi`], `regs::file` `config` `mem` `ring` | records in memory; the register file; what is offered; the one place that reads and writes records; queue indices |
+//! | 3 | `ioatc` `pt::check` `pt::scheme` `pt::walk` | what translation remembers; the way down the page tables of both stages |
 //! | 4 | [`ddt`] | locating and checking a device context |
 //! | 6 | `interrupt` [`faultq`] `nest` [`cmdq`] | what the IOMMU does |
 //! | 8 | `stats` `viommu` | counts; `viommu` owns everything; the only module that sees everything |
@@ -70,16 +71,19 @@ pub mod fault;
 pub mod faultq;
 pub mod id;
 mod interrupt;
+mod ioatc;
 mod mem;
 #[cfg(feature = "mock")]
 pub mod mock;
 pub mod msi;
 mod nest;
+pub mod pdt;
 mod progress;
 pub mod pt;
 pub mod regs;
 mod ring;
 mod stats;
+mod translate;
 mod viommu;
 
 /// The snippets of the README, compiled.
@@ -87,9 +91,9 @@ mod viommu;
 #[doc = include_str!("../README.md")]
 pub struct Readme;
 
-pub use addr::{Gpa, Iova, Ppn};
+pub use addr::{Gpa, Iova, NestedGpa, Ppn};
 pub use backend::{
-    Applied, Backend, Completion, Context, FenceOutcome, FenceScope, FirstStage, GuestMemory, HostCapabilities,
+    Applied, Backend, Completion, Context, Epoch, FenceOutcome, FenceScope, FirstStage, GuestMemory, HostCapabilities,
     InterruptKinds, Interrupts, Invalidation, NoPhysical, Pages, Parts, PhysicalIommu, Post, Ticket,
 };
 pub use config::Config;

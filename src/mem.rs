@@ -7,6 +7,7 @@ use crate::addr::Gpa;
 use crate::backend::{GuestMemory, Post};
 use crate::error::MemoryFault;
 use crate::regs::file::{Registers, address_mask};
+use crate::regs::{Lanes, Width, low_half};
 
 /// How the guest's structures are to be read: what `fctl.BE` and `capabilities.PAS` say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,43 @@ impl View {
     /// The view of the structures `fctl.BE` governs (rules EDN-01, EDN-03).
     pub(crate) fn of(registers: &Registers) -> Self {
         Self { big_endian: registers.fctl().be(), address_mask: address_mask(registers.capabilities().pas()) }
+    }
+
+    /// The same memory, for structures whose byte order `tc.SBE` says (rule EDN-02).
+    pub(crate) const fn with_big_endian(self, big_endian: bool) -> Self {
+        Self { big_endian, ..self }
+    }
+
+    /// Reads one page-table entry: 8 bytes, or 4 widened with zeros (rules PTE-10, EDN-06).
+    pub(crate) fn load_pte(self, memory: &impl GuestMemory, at: Gpa, width: Width) -> Result<u64, MemoryFault> {
+        self.check(at, width.bytes().into())?;
+        let mut word = 0_u64;
+        memory.load(Gpa::new(at.get() & !7), core::slice::from_mut(&mut word))?;
+        let lanes = if at.get() & 4 == 0 { Lanes::Low } else { Lanes::High };
+        Ok(self.order(if width == Width::U32 { lanes.select(word) } else { word }, width))
+    }
+
+    /// Replaces `old` by `new` at once; whether `old` was there. Both are in the guest's order: what is compared and
+    /// stored is their image in memory (rule EDN-07).
+    pub(crate) fn exchange(
+        self,
+        memory: &mut impl GuestMemory,
+        at: Gpa,
+        width: Width,
+        old: u64,
+        new: u64,
+    ) -> Result<bool, MemoryFault> {
+        self.check(at, width.bytes().into())?;
+        memory.compare_exchange(at, width, self.order(old, width), self.order(new, width))
+    }
+
+    /// Turns a number around, if the structure is big-endian.
+    fn order(self, value: u64, width: Width) -> u64 {
+        match (self.big_endian, width) {
+            (false, _) => value,
+            (true, Width::U64) => value.swap_bytes(),
+            (true, Width::U32) => low_half(value).swap_bytes().into(),
+        }
     }
 
     /// Reads one record, or a slice of them: a single load, nothing is read twice (rule DDT-17).

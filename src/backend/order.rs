@@ -113,6 +113,30 @@ impl Pages {
     }
 }
 
+/// When a translation for an emulated device was handed out: translations of one epoch are drained together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(u64);
+
+impl Epoch {
+    pub(crate) const FIRST: Self = Self(0);
+
+    /// The number, for a host that stores it.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The epoch with this number.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    pub(crate) const fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+}
+
 /// Names one fence. The crate counts them up, from [`new`](crate::VIommu::new) on and across resets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(u64);

@@ -4,11 +4,11 @@ use core::convert::Infallible;
 
 use crate::addr::Gpa;
 use crate::error::{MemoryFault, OrderError};
-use crate::id::SecondStageMode;
-use crate::regs::Capabilities;
+use crate::id::{DeviceId, SecondStageMode};
+use crate::regs::{Capabilities, Width};
 
 use super::{
-    Applied, Completion, Context, FenceScope, GuestMemory, HostCapabilities, InterruptKinds, Interrupts, Invalidation,
+    Applied, Completion, Context, Epoch, FenceScope, GuestMemory, HostCapabilities, InterruptKinds, Interrupts, Invalidation,
     PhysicalIommu, Post, Ticket,
 };
 
@@ -35,6 +35,22 @@ impl<M: GuestMemory, I, P> GuestMemory for Parts<M, I, P> {
 
     fn post(&mut self, at: Gpa, data: u32, why: Post) -> Result<(), MemoryFault> {
         self.memory.post(at, data, why)
+    }
+
+    fn has_compare_exchange(&self) -> bool {
+        self.memory.has_compare_exchange()
+    }
+
+    fn compare_exchange(&mut self, at: Gpa, width: Width, old: u64, new: u64) -> Result<bool, MemoryFault> {
+        self.memory.compare_exchange(at, width, old, new)
+    }
+
+    fn drain(&mut self, upto: Epoch) -> Option<Completion> {
+        self.memory.drain(upto)
+    }
+
+    fn unmapped(&mut self, what: &Invalidation<DeviceId>) {
+        self.memory.unmapped(what);
     }
 
     fn publish(&mut self, offset: u16, value: u32) {

@@ -2,46 +2,82 @@
 
 use crate::addr::Ppn;
 use crate::fault::{Cause, Fault};
-use crate::id::{FirstStageMode, Pscid};
+use crate::id::{FirstStageMode, Gscid, Pscid, SecondStageMode};
 use crate::regs::Capabilities;
 
-use super::entry::{BaseContext, ExtendedContext, Fsc, Iohgatp, MsiPageBits, Tc};
+use super::entry::{BaseContext, ExtendedContext, Fsc, Iohgatp, MsiPageBits, Ta, Tc};
 
 /// A device context that was found valid and well configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Checked {
     pub(crate) tc: Tc,
-    pub(crate) iohgatp: Iohgatp,
+    pub(crate) ta: Ta,
     pub(crate) first_stage: FirstStageContext,
+    /// `iohgatp`; `None`: Bare.
+    pub(crate) second_stage: Option<SecondStageContext>,
+    /// The MSI page table; `None`: Off, or a base-format context.
+    pub(crate) msi: Option<MsiContext>,
 }
 
 /// The meaning of `fsc`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FirstStageContext {
-    /// `PDTV = 0`, `iosatp.MODE` Bare: no first stage, and no request with a `process_id`.
-    Bare,
-    /// `PDTV = 0`: one table for the device.
-    Iosatp {
-        /// Scheme.
-        mode: FirstStageMode,
-        /// Root page.
-        root: Ppn,
-        /// Tag.
-        pscid: Pscid,
-    },
-    /// `PDTV = 1`, `pdtp.MODE` Bare: no first stage, with or without a `process_id`.
-    PdtpBare,
-    /// A scheme that this crate checks but does not nest: RV32, or a process directory.
-    Other(Fsc),
+    /// `PDTV = 0`: one address space for the device, and no request with a `process_id`; `None`: `iosatp.MODE` Bare.
+    Iosatp(Option<Iosatp>),
+    /// `PDTV = 1`: an address space for each process; `None`: `pdtp.MODE` Bare, no first stage, with or without a
+    /// `process_id`.
+    Pdtp(Option<Pdtp>),
 }
 
-/// What the checks depend on: capabilities and `fctl` as the guest sees them. `GXL` is read-only 0 here, and `BE` is
-/// writable exactly with `END` (rules REG-FCTL-01, REG-FCTL-09).
+/// A first-stage table: of `iosatp`, or of a process context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Iosatp {
+    pub(crate) mode: FirstStageMode,
+    /// Root page, which the second stage translates.
+    pub(crate) root: Ppn,
+    pub(crate) pscid: Pscid,
+}
+
+/// A process directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pdtp {
+    /// Number of levels: 1 for PD8, 2 for PD17, 3 for PD20.
+    pub(crate) levels: u8,
+    /// Root page, which the second stage translates.
+    pub(crate) root: Ppn,
+}
+
+/// A second-stage table of the guest's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SecondStageContext {
+    pub(crate) mode: SecondStageMode,
+    pub(crate) root: Ppn,
+    pub(crate) gscid: Gscid,
+}
+
+/// A flat MSI page table and the pages that select its entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MsiContext {
+    pub(crate) root: Ppn,
+    /// Bits of a page number that select the entry.
+    pub(crate) mask: u64,
+    /// What the other bits must be.
+    pub(crate) pattern: u64,
+}
+
+/// What the checks depend on: the registers as the guest sees them. `BE` is writable exactly with `END` (rules
+/// REG-FCTL-01, REG-FCTL-09).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
     pub(crate) capabilities: Capabilities,
     /// `fctl.BE`.
     pub(crate) be: bool,
+    /// `fctl.GXL`.
+    pub(crate) gxl: bool,
+    /// Whether the guest may write `fctl.GXL`.
+    pub(crate) gxl_writable: bool,
+    /// Width of `RCID` and `MCID` in bits.
+    pub(crate) qos_bits: u8,
 }
 
 /// The one copy of a context that everything is decided on (rule MRG-16).
@@ -53,6 +89,8 @@ pub(crate) enum Copied {
 
 const BARE: u8 = 0;
 const FLAT: u8 = 1;
+/// The same encoding, with `SXL` or `GXL`.
+const SV32: u8 = 8;
 const SV39: u8 = 8;
 const SV48: u8 = 9;
 const SV57: u8 = 10;
@@ -79,7 +117,13 @@ impl Copied {
         if self.is_misconfigured(rules) {
             return Err(Fault::new(Cause::DdtMisconfigured));
         }
-        Ok(Checked { tc: base.tc, iohgatp: base.iohgatp, first_stage: meaning(base) })
+        Ok(Checked {
+            tc: base.tc,
+            ta: base.ta,
+            first_stage: first_stage(base),
+            second_stage: second_stage(base.iohgatp, rules.gxl),
+            msi: self.msi(),
+        })
     }
 
     /// "Device-context configuration checks", in the order of the specification. All lead to the same cause.
@@ -99,8 +143,8 @@ impl Copied {
             || (tc.t2gpa() && iohgatp.mode() == BARE)
             // 8-12. What fsc may hold (DCK-08 to DCK-12).
             || if tc.pdtv() { !pdtp_mode_offered(fsc, caps) } else { !iosatp_mode_offered(fsc, tc, caps) || tc.dpe() }
-            // 13-15. iohgatp.MODE with GXL = 0 (DCK-13, DCK-14; DCK-15 needs GXL = 1).
-            || !iohgatp_mode_offered(iohgatp, caps)
+            // 13-15. iohgatp.MODE (DCK-13 to DCK-15).
+            || !iohgatp_mode_offered(iohgatp, rules)
             // 16. msiptp.MODE (DCK-16).
             || self.msi_mode().is_some_and(|mode| mode > FLAT)
             // 17. Alignment of the second-stage root (DCK-17).
@@ -109,10 +153,12 @@ impl Copied {
             || (!caps.amo_hwad() && (tc.sade() || tc.gade()))
             // 19, 21. SBE (DCK-19, DCK-21).
             || (!caps.end() && tc.sbe() != rules.be)
-            // 20. SXL, with GXL read-only 0 (DCK-20).
-            || tc.sxl()
-            // 22. Width of the QoS ids: all 12 bits, where there are any (DCK-01, DCK-22).
-            || (!caps.qosid() && (ta.rcid() != 0 || ta.mcid() != 0))
+            // 20. SXL (DCK-20).
+            || (rules.gxl && !tc.sxl())
+            || (!rules.gxl && !rules.gxl_writable && tc.sxl())
+            // 22. Width of the QoS ids, none without QOSID (DCK-01, DCK-22).
+            || is_wider(ta.rcid(), rules.qos_width())
+            || is_wider(ta.mcid(), rules.qos_width())
             // UNSPECIFIED: MSI translation without a second stage, which the text recommends to refuse (DCK-23).
             || (iohgatp.mode() == BARE && self.msi_mode().is_some_and(|mode| mode != BARE))
     }
@@ -140,6 +186,28 @@ impl Copied {
             Self::Extended(extended) => Some(extended.msiptp.mode()),
         }
     }
+
+    /// The MSI page table of a context that passed the checks.
+    fn msi(&self) -> Option<MsiContext> {
+        match self {
+            Self::Extended(context) if context.msiptp.mode() == FLAT => Some(MsiContext {
+                root: context.msiptp.ppn(),
+                mask: context.msi_addr_mask.page(),
+                pattern: context.msi_addr_pattern.page(),
+            }),
+            _ => None,
+        }
+    }
+}
+
+impl Rules {
+    const fn qos_width(&self) -> u8 {
+        if self.capabilities.qosid() { self.qos_bits } else { 0 }
+    }
+}
+
+fn is_wider(id: u16, bits: u8) -> bool {
+    id.checked_shr(bits.into()).is_some_and(|above| above != 0)
 }
 
 fn pdtp_mode_offered(fsc: Fsc, caps: Capabilities) -> bool {
@@ -152,11 +220,11 @@ fn pdtp_mode_offered(fsc: Fsc, caps: Capabilities) -> bool {
     }
 }
 
-fn iosatp_mode_offered(fsc: Fsc, tc: Tc, caps: Capabilities) -> bool {
+/// Whether the scheme of a first stage is one the guest was offered (rules DCK-09 to DCK-11, PCK-02 to PCK-04).
+pub(crate) fn iosatp_mode_offered(fsc: Fsc, tc: Tc, caps: Capabilities) -> bool {
     match (tc.sxl(), fsc.mode()) {
         (_, BARE) => true,
-        // SXL = 1 gives the encoding of Sv39 to Sv32.
-        (true, SV39) => caps.sv32(),
+        (true, SV32) => caps.sv32(),
         (false, SV39) => caps.sv39(),
         (false, SV48) => caps.sv48(),
         (false, SV57) => caps.sv57(),
@@ -164,28 +232,55 @@ fn iosatp_mode_offered(fsc: Fsc, tc: Tc, caps: Capabilities) -> bool {
     }
 }
 
-fn iohgatp_mode_offered(iohgatp: Iohgatp, caps: Capabilities) -> bool {
-    match iohgatp.mode() {
-        BARE => true,
-        SV39 => caps.sv39x4(),
-        SV48 => caps.sv48x4(),
-        SV57 => caps.sv57x4(),
+fn iohgatp_mode_offered(iohgatp: Iohgatp, rules: &Rules) -> bool {
+    let caps = rules.capabilities;
+    match (rules.gxl, iohgatp.mode()) {
+        (_, BARE) => true,
+        (true, SV32) => caps.sv32x4(),
+        (false, SV39) => caps.sv39x4(),
+        (false, SV48) => caps.sv48x4(),
+        (false, SV57) => caps.sv57x4(),
         _ => false,
     }
 }
 
-/// What a checked context says of the first stage.
-fn meaning(context: &BaseContext) -> FirstStageContext {
+/// What `fsc` says of the first stage, in a context that passed the checks.
+fn first_stage(context: &BaseContext) -> FirstStageContext {
     let BaseContext { tc, ta, fsc, .. } = *context;
-    let iosatp = |mode| FirstStageContext::Iosatp { mode, root: fsc.ppn(), pscid: ta.pscid() };
-    match (tc.pdtv(), fsc.mode()) {
-        (false, BARE) => FirstStageContext::Bare,
-        (false, SV39) if !tc.sxl() => iosatp(FirstStageMode::Sv39),
-        (false, SV48) => iosatp(FirstStageMode::Sv48),
-        (false, SV57) => iosatp(FirstStageMode::Sv57),
-        (true, BARE) => FirstStageContext::PdtpBare,
-        _ => FirstStageContext::Other(fsc),
+    if !tc.pdtv() {
+        return FirstStageContext::Iosatp(iosatp(fsc, tc, ta.pscid()));
     }
+    let pdtp = |levels| Some(Pdtp { levels, root: fsc.ppn() });
+    FirstStageContext::Pdtp(match fsc.mode() {
+        PD8 => pdtp(1),
+        PD17 => pdtp(2),
+        PD20 => pdtp(3),
+        _ => None,
+    })
+}
+
+/// The first-stage table of an `iosatp`, or of the `fsc` of a process context, that passed the checks.
+pub(crate) fn iosatp(fsc: Fsc, tc: Tc, pscid: Pscid) -> Option<Iosatp> {
+    let mode = match (tc.sxl(), fsc.mode()) {
+        (true, SV32) => FirstStageMode::Sv32,
+        (false, SV39) => FirstStageMode::Sv39,
+        (false, SV48) => FirstStageMode::Sv48,
+        (false, SV57) => FirstStageMode::Sv57,
+        _ => return None,
+    };
+    Some(Iosatp { mode, root: fsc.ppn(), pscid })
+}
+
+fn second_stage(iohgatp: Iohgatp, gxl: bool) -> Option<SecondStageContext> {
+    let mode = match (gxl, iohgatp.mode()) {
+        (true, SV32) => SecondStageMode::Sv32x4,
+        (false, SV39) => SecondStageMode::Sv39x4,
+        (false, SV48) => SecondStageMode::Sv48x4,
+        (false, SV57) => SecondStageMode::Sv57x4,
+        // Of a Bare one nothing else counts (rule DC-20).
+        _ => return None,
+    };
+    Some(SecondStageContext { mode, root: iohgatp.ppn(), gscid: iohgatp.gscid() })
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@
 pub(crate) mod check;
 pub mod entry;
 
-pub(crate) use check::{Checked, FirstStageContext};
+pub(crate) use check::{
+    Checked, FirstStageContext, Iosatp, MsiContext, Pdtp, SecondStageContext, iosatp, iosatp_mode_offered,
+};
 pub use entry::{BaseContext, DdtEntry, ExtendedContext, Fsc, Iohgatp, MsiPageBits, Msiptp, Ta, Tc};
 
 use crate::addr::{Gpa, Ppn};
@@ -45,7 +47,13 @@ impl Directory {
             root: registers.ddtp().ppn(),
             extended: capabilities.msi_flat(),
             view: View::of(registers),
-            rules: Rules { capabilities, be: registers.fctl().be() },
+            rules: Rules {
+                capabilities,
+                be: registers.fctl().be(),
+                gxl: registers.fctl().gxl(),
+                gxl_writable: false,
+                qos_bits: 12,
+            },
         })
     }
 
@@ -68,6 +76,16 @@ impl Directory {
     /// # Errors
     /// 260 if the id is too wide, 257, 258, 259 and 268 as each entry fails; the first failing step decides.
     pub(crate) fn locate(&self, memory: &impl GuestMemory, id: DeviceId) -> Result<Checked, Fault> {
+        self.locate_counted(memory, id, &mut 0)
+    }
+
+    /// The same; `loads` counts the entries read.
+    pub(crate) fn locate_counted(
+        &self,
+        memory: &impl GuestMemory,
+        id: DeviceId,
+        loads: &mut u32,
+    ) -> Result<Checked, Fault> {
         // TR-06: before any entry is read.
         if !id.fits(self.width(self.levels)) {
             return Err(Fault::new(Cause::TransactionTypeDisallowed));
@@ -77,6 +95,7 @@ impl Directory {
         for level in (1..self.levels).rev() {
             // 2-4. Load the non-leaf entry.
             let at = entry(table, self.index(id, level), 8);
+            *loads = loads.saturating_add(1);
             let ddte: DdtEntry = self.view.load_new(memory, at).map_err(Fault::of_ddt_load)?;
             // 5. Not valid: nothing else in it may be looked at.
             if !ddte.v() {
@@ -90,6 +109,7 @@ impl Directory {
             table = ddte.ppn().base();
         }
         // 8. Load the context, whole, once.
+        *loads = loads.saturating_add(1);
         let index = self.index(id, 0);
         let context = if self.extended {
             let at = entry(table, index, 64);

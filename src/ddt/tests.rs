@@ -233,11 +233,11 @@ fn a_big_endian_directory_is_read_as_one() {
     memory.write(Gpa::new(way.entries[0].get() + 24), (8_u64 << 60 | 0x8_0001).swap_bytes());
     memory.write(Gpa::new(way.entries[0].get() + 16), 0x1000_u64.swap_bytes());
     let found = directory(1, with_format(false), true).locate(&memory, way.id).unwrap();
-    let iosatp = FirstStageContext::Iosatp {
+    let iosatp = FirstStageContext::Iosatp(Some(Iosatp {
         mode: crate::id::FirstStageMode::Sv39,
         root: Ppn::truncate(0x8_0001),
         pscid: crate::id::Pscid::truncate(1),
-    };
+    }));
     assert_eq!((found.first_stage, found.tc.sbe()), (iosatp, false), "EDN-06, EDN-02");
 }
 
@@ -253,7 +253,7 @@ fn a_context_that_changes_under_its_reader_is_judged_by_one_copy() {
         memory.on_load(way.entries[0], [V, V, 0]);
         let found = directory.locate(&memory, way.id).unwrap();
         let root = Ppn::truncate(0x8_0000);
-        assert!(matches!(found.first_stage, FirstStageContext::Iosatp { root: r, .. } if r == root), "T08, MRG-16");
+        assert!(matches!(found.first_stage, FirstStageContext::Iosatp(Some(Iosatp { root: r, .. })) if r == root), "T08, MRG-16");
         assert_eq!(cause(&directory, &memory, way.id), Some(259), "DDT-17");
         assert_eq!(cause(&directory, &memory, way.id), Some(258), "DDT-17");
         assert_eq!(memory.take_loads(), [way.loads(), way.loads(), way.loads()].concat(), "T08: one load each");

@@ -1,9 +1,9 @@
 //! From the guest's directory to the context hardware is given, by allow-list (rules MRG-01 to MRG-16).
 
 use crate::backend::{Context, FirstStage, GuestMemory};
-use crate::ddt::{Checked, Directory, FirstStageContext};
+use crate::ddt::{Checked, Directory, FirstStageContext, Iosatp};
 use crate::fault::{Cause, Fault, TransactionType};
-use crate::id::DeviceId;
+use crate::id::{DeviceId, FirstStageMode};
 use crate::regs::DdtpMode;
 use crate::regs::file::Registers;
 
@@ -38,14 +38,15 @@ impl Reading {
             Self::Bare => Context::SecondStageOnly { process_ids: true },
             Self::None(_) => Context::Blocked,
             // A second stage of the guest's own can not be nested in hardware, and is not offered.
-            Self::Context(dc) if dc.iohgatp.mode() != 0 => Context::Blocked,
+            Self::Context(dc) if dc.second_stage.is_some() => Context::Blocked,
             Self::Context(dc) => match dc.first_stage {
-                FirstStageContext::Bare => Context::SecondStageOnly { process_ids: false },
-                FirstStageContext::PdtpBare => Context::SecondStageOnly { process_ids: true },
-                FirstStageContext::Iosatp { mode, root, pscid } => {
+                FirstStageContext::Iosatp(None) => Context::SecondStageOnly { process_ids: false },
+                FirstStageContext::Pdtp(None) => Context::SecondStageOnly { process_ids: true },
+                FirstStageContext::Iosatp(Some(Iosatp { mode, root, pscid })) if mode != FirstStageMode::Sv32 => {
                     Context::FirstStage(FirstStage { mode, root, pscid, sade: dc.tc.sade(), sbe: dc.tc.sbe() })
                 }
-                FirstStageContext::Other(_) => Context::Blocked,
+                // RV32 and process directories: not nested yet, and not offered where devices are.
+                FirstStageContext::Iosatp(Some(_)) | FirstStageContext::Pdtp(Some(_)) => Context::Blocked,
             },
         }
     }

@@ -1,4 +1,7 @@
-//! Format of the entries of first- and second-stage page tables (Sv39, Sv48, Sv57 and their x4 variants). Layout only.
+//! Format of the entries of first- and second-stage page tables. Layout only.
+//!
+//! The 4-byte entries of Sv32 and Sv32x4 have the same fields in the same places, with 22 bits of `ppn` and nothing
+//! above: widened with zeros they are a [`Pte`].
 
 use bitfield_struct::bitfield;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

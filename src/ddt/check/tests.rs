@@ -67,7 +67,7 @@ fn judge_as(context: Dwords, extended: bool, capabilities: Capabilities, be: boo
     } else {
         Copied::Base(zerocopy::transmute!([tc, iohgatp, ta, fsc]))
     };
-    copied.judge(&Rules { capabilities, be }).map_err(|fault| fault.cause.code())
+    copied.judge(&Rules { capabilities, be, gxl: false, gxl_writable: false, qos_bits: 12 }).map_err(|fault| fault.cause.code())
 }
 
 /// The same in both formats, which have to agree: what is not given is 0.
@@ -285,21 +285,27 @@ fn a_base_context_has_no_msi_fields() {
 #[test]
 fn a_good_context_says_what_its_first_stage_is() {
     let root = 0x1234_5678;
-    let iosatp = |mode| FirstStageContext::Iosatp { mode, root: Ppn::truncate(root), pscid: Pscid::truncate(0xa_bcde) };
+    let page = Ppn::truncate(root);
+    let iosatp =
+        |mode| FirstStageContext::Iosatp(Some(Iosatp { mode, root: page, pscid: Pscid::truncate(0xa_bcde) }));
+    let pdtp = |levels| FirstStageContext::Pdtp(Some(Pdtp { levels, root: page }));
     let cases = [
-        (V, 0, FirstStageContext::Bare),
+        (V, 0, FirstStageContext::Iosatp(None)),
         (V, 8 << 60 | root, iosatp(FirstStageMode::Sv39)),
         (V, 9 << 60 | root, iosatp(FirstStageMode::Sv48)),
         (V, 10 << 60 | root, iosatp(FirstStageMode::Sv57)),
-        (V | PDTV, root, FirstStageContext::PdtpBare),
-        (V | PDTV, 1 << 60 | root, FirstStageContext::Other(Fsc::from_bits(1 << 60 | root))),
-        (V | PDTV, 3 << 60 | root, FirstStageContext::Other(Fsc::from_bits(3 << 60 | root))),
+        (V | PDTV, root, FirstStageContext::Pdtp(None)),
+        (V | PDTV, 1 << 60 | root, pdtp(1)),
+        (V | PDTV, 2 << 60 | root, pdtp(2)),
+        (V | PDTV, 3 << 60 | root, pdtp(3)),
     ];
     for (tc, fsc, first_stage) in cases {
         let checked = judge(&[tc | SADE, SV39X4 | 4, 0xabcd_e000, fsc], ALL).unwrap();
         assert_eq!(checked.first_stage, first_stage, "DC-06, DC-21, DC-24, DC-25");
         assert_eq!(checked.tc.into_bits(), tc | SADE);
-        assert_eq!(checked.iohgatp.into_bits(), SV39X4 | 4);
+        let second_stage =
+            SecondStageContext { mode: SecondStageMode::Sv39x4, root: Ppn::truncate(4), gscid: Gscid::truncate(0) };
+        assert_eq!(checked.second_stage, Some(second_stage), "DC-17, DC-19");
     }
 }
 

@@ -1,0 +1,149 @@
+//! What makes a page-table entry good, and what makes it enough for an access.
+
+use crate::addr::Ppn;
+use crate::ioatc::{Leaf, low_bits};
+use crate::regs::Capabilities;
+
+use super::pte::Pte;
+use super::scheme::Scheme;
+
+/// Which bits of an entry mean something (rules PTE-04, PTE-05); Svnapot always is there (rule PTE-06).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extensions {
+    pub(crate) svpbmt: bool,
+    pub(crate) svrsw60t59b: bool,
+}
+
+impl Extensions {
+    pub(crate) const fn of(capabilities: Capabilities) -> Self {
+        Self { svpbmt: capabilities.svpbmt(), svrsw60t59b: capabilities.svrsw60t59b() }
+    }
+}
+
+/// A good entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// Leads to the table of the next level.
+    Table(Ppn),
+    /// Maps 2^`shift` bytes.
+    Leaf { shift: u8 },
+}
+
+/// What makes an access of a table or of the device's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Implicit {
+    /// The device's own access.
+    No,
+    /// The read of a directory entry or first-stage entry.
+    Read,
+    /// The update of A or D in a first-stage entry.
+    Write,
+}
+
+impl Implicit {
+    /// Bits 1:0 of `iotval2` (rule FR-08).
+    pub(super) const fn iotval2(self) -> u64 {
+        match self {
+            Self::No => 0,
+            Self::Read => 1,
+            Self::Write => 3,
+        }
+    }
+}
+
+/// What an access needs of the leaf entries.
+///
+/// An ATS translation request needs no permission: it is told which ones there are (rule ATS-10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent properties of an access")]
+pub(crate) struct Need {
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+    pub(crate) execute: bool,
+    /// D is to be set where W is (rule AD-01).
+    pub(crate) dirties: bool,
+    pub(crate) supervisor: bool,
+    /// The access is an instruction fetch: never of a supervisor in a user's page (rule S1-11).
+    pub(crate) fetches: bool,
+    /// Supervisor accesses may touch user pages, fetches excepted (`SUM`).
+    pub(crate) sum: bool,
+    pub(crate) implicit: Implicit,
+}
+
+impl Need {
+    const NOTHING: Self = Self {
+        read: false,
+        write: false,
+        execute: false,
+        dirties: false,
+        supervisor: false,
+        fetches: false,
+        sum: false,
+        implicit: Implicit::No,
+    };
+
+    /// What reading a table entry needs of the second stage (rules S2-08, PDT-09).
+    pub(crate) const IMPLICIT_READ: Self = Self { read: true, implicit: Implicit::Read, ..Self::NOTHING };
+
+    /// What updating a first-stage entry needs of the second stage (rules S2-09, AD-07).
+    pub(super) const IMPLICIT_WRITE: Self =
+        Self { write: true, dirties: true, implicit: Implicit::Write, ..Self::NOTHING };
+
+    /// Whether a first-stage leaf allows it (rules S1-11, S1-12).
+    pub(super) const fn allowed_by_first(&self, pte: Pte) -> bool {
+        let privilege = match (self.supervisor, pte.u()) {
+            (false, user_page) => user_page,
+            (true, false) => true,
+            (true, true) => self.sum && !self.fetches,
+        };
+        privilege && self.granted_by(pte)
+    }
+
+    /// Whether a second-stage leaf allows it: always as a user (rules S2-05, S2-06).
+    pub(super) const fn allowed_by_second(&self, pte: Pte) -> bool {
+        pte.u() && self.granted_by(pte)
+    }
+
+    const fn granted_by(&self, pte: Pte) -> bool {
+        (!self.read || pte.r()) && (!self.write || pte.w()) && (!self.execute || pte.x())
+    }
+
+    /// The leaf with A and D as this access leaves them (rules AD-01, AD-04).
+    pub(super) const fn marks(&self, pte: Pte) -> Pte {
+        pte.with_a(true).with_d(pte.d() || (self.dirties && pte.w()))
+    }
+}
+
+/// Judges an entry at `level` (rules PTE-02 to PTE-08). `None`: page fault, or guest-page fault.
+pub(super) fn judge(pte: Pte, level: u8, scheme: Scheme, extensions: Extensions) -> Option<Entry> {
+    let reserved = pte.rsvd0() != 0
+        || (!extensions.svrsw60t59b && pte.rsw60t59() != 0)
+        || (!extensions.svpbmt && pte.pbmt() != 0)
+        || pte.pbmt() == 3;
+    if !pte.v() || (!pte.r() && pte.w()) || reserved {
+        return None;
+    }
+    if !pte.r() && !pte.x() {
+        let plain = !pte.a() && !pte.d() && !pte.u() && pte.pbmt() == 0 && !pte.n();
+        return (plain && level > 0).then(|| Entry::Table(pte.ppn()));
+    }
+    let shift = match (pte.n(), level) {
+        (false, _) => scheme.shift(level),
+        // 64 KiB is the one size of a NAPOT leaf.
+        (true, 0) if pte.ppn().get() & 0xf == 8 => NAPOT_SHIFT,
+        (true, _) => return None,
+    };
+    let aligned = pte.n() || pte.ppn().base().get() & low_bits(shift) == 0;
+    aligned.then_some(Entry::Leaf { shift })
+}
+
+/// A NAPOT leaf maps 64 KiB.
+const NAPOT_SHIFT: u8 = 16;
+
+impl Leaf {
+    /// Where it maps `address` to.
+    pub(super) fn output(&self, address: u64) -> u64 {
+        let offset = low_bits(self.shift);
+        self.pte.ppn().base().get() & !offset | address & offset
+    }
+}

@@ -1,0 +1,353 @@
+//! "Process to translate an IOVA": what becomes of a request of an emulated device, or of the debug interface.
+//!
+//! This file is the procedure, in the order of the specification's steps; `request` what a device model asks and is
+//! told, `caches` what is remembered between requests, `ats` what an ATS translation request is answered.
+
+mod ats;
+mod caches;
+mod request;
+
+pub use ats::{AtsCompletion, AtsRequest, AtsTranslation};
+pub(crate) use caches::Caches;
+pub use request::{Pbmt, Permissions, QosIds, Request, Target, Translation};
+
+use crate::addr::{Gpa, NestedGpa};
+use crate::backend::GuestMemory;
+use crate::ddt::{Checked, Directory, FirstStageContext, Iosatp, MsiContext};
+use crate::error::MemoryFault;
+use crate::fault::{Access, Cause, Fault, TransactionType};
+use crate::faultq::Origin;
+use crate::id::{Gscid, ProcessId, Pscid};
+use crate::mem::View;
+use crate::msi::Destination;
+use crate::pdt::ProcessDirectory;
+use crate::pt::{Extensions, FirstStage, Implicit, Loads, Mapping, Need, Scheme, SecondStage, Stop, Walker};
+use crate::regs::DdtpMode;
+use crate::regs::file::Registers;
+
+/// What a request asks beyond its [`Origin`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask {
+    /// An instruction fetch: of an untranslated request, of a translated one or an ATS request with a `process_id`.
+    pub(crate) executes: bool,
+    /// A write, or an ATS request without NW.
+    pub(crate) writes: bool,
+    /// It is told which permissions there are, and needs none.
+    pub(crate) is_ats: bool,
+}
+
+impl Ask {
+    /// What an access with or without a `process_id` asks.
+    // UNSPECIFIED: a translated read for execution without a process_id counts as a read (rule ACC-06).
+    pub(crate) const fn of(access: TransactionType, has_process: bool) -> Self {
+        let executes = match access {
+            TransactionType::UntranslatedExecute => true,
+            TransactionType::TranslatedExecute => has_process,
+            _ => false,
+        };
+        Self { executes, writes: matches!(access.access(), Access::Write), is_ats: false }
+    }
+
+    /// Which of the causes an access has are this one's (rules ACC-04, ACC-07).
+    const fn access(self) -> Access {
+        match (self.executes, self.writes && !self.is_ats) {
+            (true, _) => Access::Execute,
+            (false, true) => Access::Write,
+            (false, false) => Access::Read,
+        }
+    }
+}
+
+/// What a request comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) to: To,
+    /// The address between the stages.
+    pub(crate) gpa: NestedGpa,
+    /// The 2^`shift` bytes around the address are translated alike.
+    pub(crate) shift: u8,
+    pub(crate) permissions: Permissions,
+    pub(crate) global: bool,
+    pub(crate) memory_type: Pbmt,
+    pub(crate) qos: QosIds,
+    /// `T2GPA`.
+    pub(crate) t2gpa: bool,
+}
+
+/// Where a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum To {
+    Memory(Gpa),
+    /// Through an MSI page table.
+    Msi(Destination),
+}
+
+/// Why a request comes to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) fault: Fault,
+    /// `DTF` of the device's context.
+    pub(crate) dtf: bool,
+}
+
+/// What the performance monitor counts of a request (rule HPT-01), and the tags it compares.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) ddt: u32,
+    pub(crate) pdt: u32,
+    pub(crate) loads: Loads,
+    pub(crate) gscid: Option<Gscid>,
+    pub(crate) pscid: Option<Pscid>,
+    /// With the default `process_id`, where the request had none (rule HPM-39).
+    pub(crate) process: Option<ProcessId>,
+}
+
+/// What the procedure works on.
+#[derive(Debug)]
+pub(crate) struct Env<'a, M, const CACHE: usize> {
+    pub(crate) registers: &'a Registers,
+    pub(crate) memory: &'a mut M,
+    pub(crate) caches: &'a mut Caches<CACHE>,
+    pub(crate) tally: Tally,
+}
+
+/// A first stage, and how it is entered.
+struct Entered {
+    first: Option<Iosatp>,
+    supervisor: bool,
+    sum: bool,
+}
+
+impl Entered {
+    const BARE: Self = Self { first: None, supervisor: false, sum: false };
+}
+
+impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
+    /// The process, from its first step to its last; the first rule that fails ends it.
+    ///
+    /// # Errors
+    /// [`Refusal`]: any cause but those of the queues.
+    pub(crate) fn translate(&mut self, origin: &Origin, ask: Ask) -> Result<Outcome, Refusal> {
+        self.tally.process = origin.process;
+        let unlocated = |cause| Refusal { fault: Fault::new(cause), dtf: false };
+        // 1-2. Off and Bare.
+        let directory = match (self.registers.mode(), Directory::of(self.registers)) {
+            (DdtpMode::Bare, _) if origin.access.is_translated() || ask.is_ats => {
+                return Err(unlocated(Cause::TransactionTypeDisallowed));
+            }
+            (DdtpMode::Bare, _) => return Ok(untranslated(origin, self.registers.qos_ids())),
+            (_, None) => return Err(unlocated(Cause::AllInboundDisallowed)),
+            (_, Some(directory)) => directory,
+        };
+        // 3-6. Locate the device context.
+        let dc = match self.caches.contexts.device(origin.device) {
+            Some(dc) => dc,
+            None => {
+                let found = directory.locate_counted(self.memory, origin.device, &mut self.tally.ddt);
+                let dc = found.map_err(|fault| Refusal { fault, dtf: false })?;
+                self.caches.contexts.insert_device(origin.device, dc);
+                dc
+            }
+        };
+        self.with_context(&dc, origin, ask).map_err(|fault| Refusal { fault, dtf: dc.tc.dtf() })
+    }
+
+    /// Steps 7 to 20.
+    fn with_context(&mut self, dc: &Checked, origin: &Origin, ask: Ask) -> Result<Outcome, Fault> {
+        let is_translated = origin.access.is_translated();
+        self.tally.gscid = dc.second_stage.map(|stage| stage.gscid);
+        // 7. What the context does not allow.
+        let has_wide_process = match (origin.process, dc.first_stage) {
+            (Some(_), FirstStageContext::Iosatp(_)) => true,
+            (Some(process), FirstStageContext::Pdtp(Some(pdtp))) => !process.fits(pdtp.width()),
+            _ => false,
+        };
+        if has_wide_process || (!dc.tc.en_ats() && (is_translated || ask.is_ats)) {
+            return Err(Fault::new(Cause::TransactionTypeDisallowed));
+        }
+        // 8. A translated request is done, unless its address is a guest-physical one.
+        if is_translated && !dc.tc.t2gpa() {
+            return Ok(untranslated(origin, qos_ids(dc)));
+        }
+        // 9-16. The first stage.
+        let entered = if is_translated { Entered::BARE } else { self.enter(dc, origin, ask)? };
+        self.tally.pscid = entered.first.map(|first| first.pscid);
+        self.tally.loads.missed = false;
+        let need = need(ask, is_translated, &entered);
+        let stop = |stop| fault(stop, ask.access());
+        let first = self.first_stage(dc, entered.first);
+        let mut walker = self.walker(dc);
+        // 17. First stage.
+        let first = walker.first_stage(first.as_ref(), origin.iova, &need).map_err(stop)?;
+        // 18. An interrupt file of a VM, which takes the place of the second stage.
+        if let (Some(msi), Some(stage)) = (dc.msi.filter(|msi| msi.matches(first.to)), dc.second_stage) {
+            let destination = self.message(&msi, stage.gscid, first.to, ask)?;
+            let second = Mapping { execute: false, ..Mapping::identity(Gpa::new(0)) };
+            return Ok(Outcome { to: To::Msi(destination), ..outcome(&first, &second, &entered, dc) });
+        }
+        // 19. Second stage.
+        let second = walker.second_stage(first.to, &need).map_err(stop)?;
+        // 20. Done.
+        let mut shift = first.shift.min(second.shift);
+        while shift > PAGE_SHIFT && dc.msi.is_some_and(|msi| msi.overlaps(first.to, shift)) {
+            shift = shift.saturating_sub(1);
+        }
+        Ok(Outcome { shift, ..outcome(&first, &second, &entered, dc) })
+    }
+
+    /// Steps 10 to 16: which first stage an untranslated or ATS request goes through.
+    fn enter(&mut self, dc: &Checked, origin: &Origin, ask: Ask) -> Result<Entered, Fault> {
+        let pdtp = match dc.first_stage {
+            // 10. One for the device. Without a process_id the privilege is User (rule ACC-02).
+            FirstStageContext::Iosatp(first) => return Ok(Entered { first, ..Entered::BARE }),
+            // 13. None.
+            FirstStageContext::Pdtp(None) => return Ok(Entered::BARE),
+            FirstStageContext::Pdtp(Some(pdtp)) => pdtp,
+        };
+        // 11-12. A request of no process is one of process 0, or has no first stage.
+        let (process, supervisor) = match origin.process {
+            Some(process) => (process, origin.privileged),
+            None if dc.tc.dpe() => (ProcessId::truncate(0), false),
+            None => return Ok(Entered::BARE),
+        };
+        self.tally.process = Some(process);
+        // 14. Locate the process context.
+        let context = match self.caches.contexts.process(origin.device, process) {
+            Some(context) => context,
+            None => {
+                let directory = ProcessDirectory {
+                    pdtp,
+                    tc: dc.tc,
+                    view: View::of(self.registers).with_big_endian(dc.tc.sbe()),
+                    capabilities: self.registers.capabilities(),
+                };
+                let mut loads = 0;
+                let found = directory.locate(&mut self.walker(dc), process, ask.access(), &mut loads);
+                self.tally.pdt = loads;
+                let context = found?;
+                self.caches.contexts.insert_process(origin.device, process, context);
+                context
+            }
+        };
+        // 15. Supervisor requests have to be enabled.
+        if supervisor && !context.ens {
+            return Err(Fault::new(Cause::TransactionTypeDisallowed));
+        }
+        // 16. The first stage of the process.
+        Ok(Entered { first: context.first_stage, supervisor, sum: context.sum })
+    }
+
+    /// "Process to translate addresses of MSIs".
+    fn message(&mut self, msi: &MsiContext, gscid: Gscid, gpa: NestedGpa, ask: Ask) -> Result<Destination, Fault> {
+        let ioatc = &mut self.caches.ioatc;
+        let pte = match ioatc.msi(gscid, gpa) {
+            Some(pte) => pte,
+            None => msi.load(self.memory, View::of(self.registers), gpa)?,
+        };
+        let destination = pte.destination(gpa, self.registers.capabilities().msi_mrif())?;
+        if let Destination::File(_) = destination {
+            ioatc.insert_msi(gscid, gpa, pte);
+        }
+        // Interrupt files can not be executed (rule MSI-11).
+        match ask.access() {
+            Access::Execute if !ask.is_ats => Err(Fault::new(Cause::InstructionAccessFault)),
+            _ => Ok(destination),
+        }
+    }
+
+    fn walker(&mut self, dc: &Checked) -> Walker<'_, M, CACHE> {
+        let view = View::of(self.registers);
+        let second = dc.second_stage.map(|stage| SecondStage {
+            scheme: Scheme::second_stage(stage.mode),
+            root: stage.root,
+            gscid: stage.gscid,
+            gade: dc.tc.gade(),
+            rv32: dc.tc.sxl(),
+            view,
+        });
+        Walker {
+            memory: &mut *self.memory,
+            ioatc: &mut self.caches.ioatc,
+            extensions: Extensions::of(self.registers.capabilities()),
+            second,
+            loads: &mut self.tally.loads,
+        }
+    }
+
+    fn first_stage(&self, dc: &Checked, first: Option<Iosatp>) -> Option<FirstStage> {
+        first.map(|Iosatp { mode, root, pscid }| FirstStage {
+            scheme: Scheme::first_stage(mode),
+            root,
+            pscid,
+            sade: dc.tc.sade(),
+            view: View::of(self.registers).with_big_endian(dc.tc.sbe()),
+        })
+    }
+}
+
+const PAGE_SHIFT: u8 = 12;
+
+/// A request that goes where it says, unchecked (rules TR-04, TR-11).
+fn untranslated(origin: &Origin, qos: QosIds) -> Outcome {
+    let gpa = NestedGpa::new(origin.iova.get());
+    let identity = Mapping::identity(gpa.untranslated());
+    Outcome {
+        to: To::Memory(identity.to),
+        gpa,
+        shift: identity.shift,
+        permissions: Permissions { read: true, write: true, execute: true },
+        global: false,
+        memory_type: Pbmt::Pma,
+        qos,
+        t2gpa: false,
+    }
+}
+
+/// What the request needs of the leaf entries of both stages (rules ACC-05 to ACC-07).
+fn need(ask: Ask, is_translated: bool, entered: &Entered) -> Need {
+    let access = ask.access();
+    let needs = |wanted: Access| !ask.is_ats && access == wanted;
+    Need {
+        read: needs(Access::Read) || (is_translated && needs(Access::Execute)),
+        write: needs(Access::Write),
+        execute: needs(Access::Execute),
+        dirties: ask.writes,
+        supervisor: entered.supervisor,
+        // An ATS request gets no X there instead.
+        fetches: ask.executes && !ask.is_ats,
+        sum: entered.sum,
+        implicit: Implicit::No,
+    }
+}
+
+/// The cause of a walk that stopped on the way to the final address (rules FLT-04 to FLT-06).
+fn fault(stop: Stop, access: Access) -> Fault {
+    match stop {
+        Stop::PageFault => Fault::new(access.page_fault()),
+        Stop::GuestPageFault(iotval2) => Fault { cause: access.guest_page_fault(), iotval2 },
+        Stop::Memory(MemoryFault::Access) => Fault::new(access.access_fault()),
+        Stop::Memory(MemoryFault::Corruption) => Fault::new(Cause::PtDataCorruption),
+    }
+}
+
+/// What both stages together allow.
+fn outcome(first: &Mapping<NestedGpa>, second: &Mapping<Gpa>, entered: &Entered, dc: &Checked) -> Outcome {
+    Outcome {
+        to: To::Memory(second.to),
+        gpa: first.to,
+        shift: PAGE_SHIFT,
+        permissions: Permissions {
+            read: first.read && second.read,
+            write: first.write && second.write && first.dirty && second.dirty,
+            execute: first.execute && second.execute && !(entered.supervisor && first.user),
+        },
+        global: first.global,
+        memory_type: Pbmt::resolve(first.memory_type, second.memory_type),
+        qos: qos_ids(dc),
+        t2gpa: dc.tc.t2gpa(),
+    }
+}
+
+fn qos_ids(dc: &Checked) -> QosIds {
+    QosIds { rcid: dc.ta.rcid(), mcid: dc.ta.mcid() }
+}
