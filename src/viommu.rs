@@ -11,7 +11,7 @@ use crate::interrupt::Signals;
 use crate::nest::{Attachment, Barrier, Health, Nest, Verdict};
 use crate::progress::{Budget, Progress};
 use crate::regs::file::{Effect, Registers};
-use crate::regs::{Width, low_half};
+use crate::regs::{TrResponse, Width, low_half};
 use crate::stats::Stats;
 
 /// A virtual RISC-V IOMMU for one guest.
@@ -129,6 +129,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
                 self.directory = Some(Barrier::new(FenceScope::ALL));
                 self.advance();
             }
+            Effect::Debug => self.translate_for_debug(),
         }
         self.finish();
         self.progress
@@ -325,6 +326,13 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
             counts: &mut self.stats.commands,
         });
         self.progress = waits.max(went);
+    }
+
+    /// Answers the guest's translation request, within the write that makes it (rule DBG-25).
+    fn translate_for_debug(&mut self) {
+        // TRANSLATION: to be answered from `registers.debug_request()`; until then every request faults, unrecorded.
+        let (_iova, _ctl) = self.registers.debug_request();
+        self.registers.set_debug_response(TrResponse::new().with_fault(true));
     }
 
     /// Ends every call that can change a register: what the guest may read is published before it is signalled.
