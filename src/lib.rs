@@ -23,7 +23,7 @@
 //! | 1 | [`regs::layout`] [`regs::capabilities`] [`regs`] [`fault`] [`backend`] | register formats and where each register is; causes; the host's traits and orders |
 //! | 2 | formats [`ddt::entry`] [`cmdq::command`] [`faultq::record`] [`pt`] [`msi`], `regs::file` `config` `mem` `ring` | records in memory; the register file; what is offered; the one place that reads and writes records; queue indices |
 //! | 4 | [`ddt`] | locating and checking a device context |
-//! | 6 | `interrupt` [`faultq`] `nest` [`cmdq`] | what the IOMMU does |
+//! | 6 | `interrupt` `hpm` [`faultq`] `nest` [`cmdq`] | what the IOMMU does |
 //! | 8 | `stats` `viommu` | counts; `viommu` owns everything; the only module that sees everything |
 //! | 9 | `mock` | doubles for tests, feature `mock` |
 //!
@@ -68,6 +68,8 @@ pub mod ddt;
 pub mod error;
 pub mod fault;
 pub mod faultq;
+#[cfg_attr(not(test), expect(dead_code, reason = "the translation counts"))]
+mod hpm;
 pub mod id;
 mod interrupt;
 mod mem;
