@@ -4,7 +4,7 @@ use crate::backend::{HostCapabilities, InterruptKinds};
 use crate::error::ConfigError;
 use crate::id::SecondStageMode;
 use crate::regs::file::Setup;
-use crate::regs::{Capabilities, DdtpMode};
+use crate::regs::{Capabilities, DdtpMode, Gxl};
 
 /// How [`start`](crate::VIommu::start) sets a vIOMMU up, once and for its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,9 @@ pub struct Config {
     offer: Capabilities,
     vectors: u8,
     reset_mode: DdtpMode,
+    debug: bool,
+    counters: u8,
+    qos_bits: u8,
     pub(crate) budget: u32,
     pub(crate) mirror: bool,
 }
@@ -26,7 +29,10 @@ const DEFAULT_OFFER: Capabilities = Capabilities::new()
     .with_svrsw60t59b(true)
     .with_svpbmt(true)
     .with_amo_hwad(true)
+    .with_hpm(true)
+    .with_dbg(true)
     .with_pas(56)
+    .with_qosid(true)
     .with_nl(true)
     .with_s(true);
 
@@ -37,7 +43,17 @@ impl Config {
     /// 4 interrupt vectors; after reset the IOMMU is Off.
     #[must_use]
     pub const fn nested() -> Self {
-        Self { nesting: true, offer: DEFAULT_OFFER, vectors: 4, reset_mode: DdtpMode::Off, budget: 256, mirror: false }
+        Self {
+            nesting: true,
+            offer: DEFAULT_OFFER,
+            vectors: 4,
+            reset_mode: DdtpMode::Off,
+            debug: false,
+            counters: 0,
+            qos_bits: 0,
+            budget: 256,
+            mirror: false,
+        }
     }
 
     /// For a host without a physical IOMMU: registers, queues and interrupts, no first-stage scheme.
@@ -50,7 +66,9 @@ impl Config {
     }
 
     /// Offers at most what is set in `capabilities`, a `capabilities` register: `MSI_FLAT` selects extended-format
-    /// contexts, `PAS` is an upper bound; fields the crate does not implement are ignored.
+    /// contexts, `PAS` is an upper bound; fields the crate does not implement are ignored. `DBG`, `HPM` and `QOSID` take
+    /// [`with_debug`](Self::with_debug), [`with_counters`](Self::with_counters) and
+    /// [`with_qos_bits`](Self::with_qos_bits) as well.
     #[must_use]
     pub const fn with_capabilities(self, capabilities: Capabilities) -> Self {
         Self { offer: capabilities, ..self }
@@ -104,6 +122,27 @@ impl Config {
         Self { mirror, ..self }
     }
 
+    /// Lets the guest ask for translations through registers (`capabilities.DBG`); only where all devices are emulated.
+    #[must_use]
+    pub const fn with_debug(self, debug: bool) -> Self {
+        Self { debug, ..self }
+    }
+
+    /// A performance monitor (`capabilities.HPM`) with this many programmable counters, 1 to 31, 7 are recommended; 0 for
+    /// none. Only where all devices are emulated and without a mirror. The host supplies the clock:
+    /// [`add_cycles`](crate::VIommu::add_cycles).
+    #[must_use]
+    pub const fn with_counters(self, counters: u8) -> Self {
+        Self { counters, ..self }
+    }
+
+    /// Quality-of-service ids (`capabilities.QOSID`) of this many bits, 1 to 12, at least as many as the vCPUs have; 0
+    /// for none. Only where all devices are emulated.
+    #[must_use]
+    pub const fn with_qos_bits(self, bits: u8) -> Self {
+        Self { qos_bits: bits, ..self }
+    }
+
     pub(crate) const fn is_nested(&self) -> bool {
         self.nesting
     }
@@ -124,6 +163,7 @@ impl Config {
         if (offer.sv57() && !offer.sv48()) || (offer.sv48() && !offer.sv39()) {
             return Err(ConfigError::ModeOrder);
         }
+        self.check_emulated_only()?;
         let own = Capabilities::new()
             .with_version(0x10)
             .with_igs(kinds.igs())
@@ -137,9 +177,38 @@ impl Config {
             }
             nested
         } else {
-            own.with_end(offer.end()).with_pas(offer.pas())
+            own.with_end(offer.end())
+                .with_hpm(offer.hpm() && self.counters != 0)
+                .with_dbg(offer.dbg() && self.debug)
+                .with_pas(offer.pas())
+                .with_qosid(offer.qosid() && self.qos_bits != 0)
         };
-        Ok(Setup { capabilities, vectors: self.vectors, reset_mode: self.reset_mode })
+        Ok(Setup {
+            capabilities,
+            vectors: self.vectors,
+            reset_mode: self.reset_mode,
+            gxl: Gxl::Zero,
+            counters: self.counters,
+            qos_bits: self.qos_bits,
+        })
+    }
+
+    /// What passthrough devices can not have, and what has limits of its own.
+    fn check_emulated_only(&self) -> Result<(), ConfigError> {
+        let asked = [(self.debug, "DBG"), (self.counters != 0, "HPM"), (self.qos_bits != 0, "QOSID")];
+        if let (true, Some(&(_, name))) = (self.nesting, asked.iter().find(|(asked, _)| *asked)) {
+            return Err(ConfigError::EmulatedOnly(name));
+        }
+        if self.counters > 31 {
+            return Err(ConfigError::Counters(self.counters));
+        }
+        if self.qos_bits > 12 {
+            return Err(ConfigError::QosBits(self.qos_bits));
+        }
+        if self.counters != 0 && self.mirror {
+            return Err(ConfigError::MirroredCounters);
+        }
+        Ok(())
     }
 }
 

@@ -75,6 +75,18 @@ pub enum ConfigError {
     /// `Sv57` needs `Sv48`, and `Sv48` needs `Sv39` (rule REG-CAP-40).
     #[error("Sv57 needs Sv48, and Sv48 needs Sv39")]
     ModeOrder,
+    /// There are at most 31 programmable counters.
+    #[error("{0:} performance counters: there are at most 31")]
+    Counters(u8),
+    /// RCID and MCID have at most 12 bits.
+    #[error("QoS ids of {0:} bits: they have at most 12")]
+    QosBits(u8),
+    /// This would not be true of passthrough devices: the vIOMMU does not see what the host's IOMMU does for them.
+    #[error("{0:} can only be offered where all devices are emulated")]
+    EmulatedOnly(&'static str),
+    /// Counters change with every event, and would each time be published.
+    #[error("performance counters can not be published to a mirror page")]
+    MirroredCounters,
     /// The host's IOMMU honours this PTE bit whether the guest is told or not, so it can not be hidden (MRG-12).
     #[error("{0:} is in the host's IOMMU and can not be hidden from a guest whose tables it walks")]
     MustMatchHost(&'static str),

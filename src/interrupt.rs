@@ -50,6 +50,11 @@ impl Signals {
         }
     }
 
+    /// A counter overflowed (rules HPM-34, HPM-35). There is nothing to enable, and no level to come back to.
+    pub(crate) fn counter_overflowed(&mut self, registers: &mut Registers) {
+        self.set(registers, Ipsr::new().with_pmip(true));
+    }
+
     fn set(&mut self, registers: &mut Registers, bits: Ipsr) {
         let old = registers.ipsr().into_bits();
         let rising = bits.into_bits() & !old;
@@ -100,6 +105,9 @@ impl Signals {
         } else if self.edges.fip() {
             self.edges.set_fip(false);
             Some(icvec.fiv())
+        } else if self.edges.pmip() {
+            self.edges.set_pmip(false);
+            Some(icvec.pmiv())
         } else {
             None
         }

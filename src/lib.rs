@@ -24,7 +24,7 @@
 //! | 2 | formats [`ddt::entry`] [`cmdq::command`] [`faultq::record`] [`pt`] [`msi`], `regs::file` `config` `mem` `ring` | records in memory; the register file; what is offered; the one place that reads and writes records; queue indices |
 //! | 3 | `ioatc` `pt::check` `pt::scheme` `pt::walk` | what translation remembers; the way down the page tables of both stages |
 //! | 4 | [`ddt`] | locating and checking a device context |
-//! | 6 | `interrupt` [`faultq`] `nest` [`cmdq`] | what the IOMMU does |
+//! | 6 | `interrupt` `hpm` [`faultq`] `nest` [`cmdq`] | what the IOMMU does |
 //! | 8 | `stats` `viommu` | counts; `viommu` owns everything; the only module that sees everything |
 //! | 9 | `mock` | doubles for tests, feature `mock` |
 //!
@@ -69,6 +69,8 @@ pub mod ddt;
 pub mod error;
 pub mod fault;
 pub mod faultq;
+#[cfg_attr(not(test), expect(dead_code, reason = "the translation counts"))]
+mod hpm;
 pub mod id;
 mod interrupt;
 mod ioatc;

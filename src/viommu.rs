@@ -6,12 +6,13 @@ use crate::config::Config;
 use crate::error::{AttachError, ConfigError, DetachError};
 use crate::fault::Fault;
 use crate::faultq::{self, FaultQueue, HostFault, Origin};
+use crate::hpm;
 use crate::id::DeviceId;
 use crate::interrupt::Signals;
 use crate::nest::{Attachment, Barrier, Health, Nest, Verdict};
 use crate::progress::{Budget, Progress};
 use crate::regs::file::{Effect, Registers};
-use crate::regs::{Width, low_half};
+use crate::regs::{TrResponse, Width, low_half};
 use crate::stats::Stats;
 
 /// A virtual RISC-V IOMMU for one guest.
@@ -129,6 +130,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
                 self.directory = Some(Barrier::new(FenceScope::ALL));
                 self.advance();
             }
+            Effect::Debug => self.translate_for_debug(),
         }
         self.finish();
         self.progress
@@ -271,6 +273,27 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
         self.progress
     }
 
+    /// Lets the guest's cycles counter (`iohpmcycles`) count `cycles` of a clock that the host chooses and describes to
+    /// its guest. Without [counters](crate::Config::with_counters) it does nothing.
+    ///
+    /// The vIOMMU has no clock. The counter is as late as the last call: a host calls before it passes on an access of
+    /// the guest to the register page, with what went by since the last call, so that the guest reads the counter of now,
+    /// and what it writes counts from now. For the overflow interrupt to be in time it calls from a timer after
+    /// [`cycles_until_overflow`](Self::cycles_until_overflow), asked again after each of those accesses. Cycles while the
+    /// vCPUs are stopped are the host's to count or not.
+    pub fn add_cycles(&mut self, cycles: u64) -> Progress {
+        hpm::add_cycles(&mut self.registers, &mut self.signals, cycles);
+        self.finish();
+        self.progress
+    }
+
+    /// After how many cycles the cycles counter interrupts: `None` if it will not, because it is not there, is stopped,
+    /// or has overflowed before.
+    #[must_use]
+    pub fn cycles_until_overflow(&self) -> Option<u64> {
+        hpm::cycles_until_overflow(&self.registers)
+    }
+
     /// Whether the physical side still does what it is told.
     #[must_use]
     pub const fn health(&self) -> Health {
@@ -325,6 +348,13 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
             counts: &mut self.stats.commands,
         });
         self.progress = waits.max(went);
+    }
+
+    /// Answers the guest's translation request, within the write that makes it (rule DBG-25).
+    fn translate_for_debug(&mut self) {
+        // TRANSLATION: to be answered from `registers.debug_request()`; until then every request faults, unrecorded.
+        let (_iova, _ctl) = self.registers.debug_request();
+        self.registers.set_debug_response(TrResponse::new().with_fault(true));
     }
 
     /// Ends every call that can change a register: what the guest may read is published before it is signalled.

@@ -22,7 +22,7 @@ fn with_format(extended: bool) -> Capabilities {
 
 /// The directory that the guest's registers name: root in `ddtp` 53:10, mode in 3:0.
 fn directory(levels: u8, capabilities: Capabilities, big_endian: bool) -> Directory {
-    let mut registers = Registers::of(Setup { capabilities, vectors: 1, reset_mode: DdtpMode::Off });
+    let mut registers = Registers::of(Setup { capabilities, ..Setup::NONE });
     let _ = registers.write(8, Width::U32, u64::from(big_endian));
     let root = TABLES[usize::from(levels) - 1].get();
     let _ = registers.write(16, Width::U64, root >> 2 | u64::from(levels + 1));
@@ -274,7 +274,7 @@ fn an_entry_that_changes_under_its_reader_is_judged_by_one_copy() {
 #[test]
 fn off_and_bare_have_no_directory() {
     for mode in [0, 1] {
-        let setup = Setup { capabilities: with_format(false), vectors: 1, reset_mode: DdtpMode::Off };
+        let setup = Setup { capabilities: with_format(false), ..Setup::NONE };
         let mut registers = Registers::of(setup);
         let _ = registers.write(16, Width::U64, TABLES[0].get() >> 2 | mode);
         assert!(Directory::of(&registers).is_none(), "DDT-03");

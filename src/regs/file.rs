@@ -4,12 +4,17 @@
 //! write sets in motion beyond the registers is handed back as an [`Effect`]; nothing here touches memory, queues or
 //! devices. Every change goes through a method that notes the register as changed, so that a mirror page can follow.
 
+mod debug;
+mod hpm;
 mod write;
 
 use super::{
-    Capabilities, Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Icvec, Igs, Ipsr, MsiAddr, MsiVecCtl, QueueBase, Register,
-    RegisterSet, Width,
+    Capabilities, Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Gxl, Icvec, Igs, IommuQosid, Ipsr, MsiAddr, MsiVecCtl, QueueBase,
+    Register, RegisterSet, Width,
 };
+
+use debug::TranslationRequest;
+use hpm::Hpm;
 
 /// What does not change between one start and the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,10 +24,23 @@ pub(crate) struct Setup {
     pub(crate) vectors: u8,
     /// `Off` or `Bare`.
     pub(crate) reset_mode: DdtpMode,
+    /// What `fctl.GXL` is. The checks of device contexts depend on it, too (rule REG-FCTL-09).
+    pub(crate) gxl: Gxl,
+    /// Number of programmable counters: 1 to 31 with `capabilities.HPM`.
+    pub(crate) counters: u8,
+    /// Width of RCID and MCID: 1 to 12 with `capabilities.QOSID`.
+    pub(crate) qos_bits: u8,
 }
 
 impl Setup {
-    const NONE: Self = Self { capabilities: Capabilities::new(), vectors: 1, reset_mode: DdtpMode::Off };
+    pub(crate) const NONE: Self = Self {
+        capabilities: Capabilities::new(),
+        vectors: 1,
+        reset_mode: DdtpMode::Off,
+        gxl: Gxl::Zero,
+        counters: 0,
+        qos_bits: 0,
+    };
 }
 
 /// One entry of the MSI configuration table.
@@ -45,6 +63,8 @@ pub(crate) enum Effect {
     Commands,
     /// `ddtp` holds a new directory; `busy` is set until it is in force.
     Directory,
+    /// `tr_req_iova` and `tr_req_ctl` hold a request; `Go/Busy` is set until there is a response.
+    Debug,
 }
 
 #[derive(Clone, Debug)]
@@ -61,6 +81,9 @@ pub(crate) struct Registers {
     cqcsr: Cqcsr,
     fqcsr: Fqcsr,
     ipsr: Ipsr,
+    hpm: Hpm,
+    debug: TranslationRequest,
+    qosid: IommuQosid,
     icvec: Icvec,
     msi: [MsiEntry; 16],
     changed: RegisterSet,
@@ -71,13 +94,15 @@ impl Registers {
         Self::of(Setup::NONE)
     }
 
-    /// The state after a reset (rules REG-RST-01 to REG-RST-05).
+    /// The state after a reset (rules REG-RST-01 to REG-RST-05, REG-MAP-26).
     // UNSPECIFIED: what the specification leaves open is 0.
     pub(crate) const fn of(setup: Setup) -> Self {
         let mode = setup.reset_mode.encoding();
         Self {
             setup,
-            fctl: Fctl::new().with_wsi(matches!(setup.capabilities.igs(), Igs::Wsi)),
+            fctl: Fctl::new()
+                .with_wsi(matches!(setup.capabilities.igs(), Igs::Wsi))
+                .with_gxl(matches!(setup.gxl, Gxl::One)),
             ddtp: Ddtp::new().with_iommu_mode(mode),
             cqb: QueueBase::new(),
             cqh: 0,
@@ -88,6 +113,9 @@ impl Registers {
             cqcsr: Cqcsr::new(),
             fqcsr: Fqcsr::new(),
             ipsr: Ipsr::new(),
+            hpm: Hpm::new(),
+            debug: TranslationRequest::new(),
+            qosid: IommuQosid::new(),
             icvec: Icvec::new(),
             msi: [MsiEntry { addr: MsiAddr::new(), data: 0, ctl: MsiVecCtl::new() }; 16],
             changed: RegisterSet::ALL,
@@ -225,6 +253,15 @@ impl Registers {
             Register::Cqcsr => self.cqcsr.into_bits().into(),
             Register::Fqcsr => self.fqcsr.into_bits().into(),
             Register::Ipsr => self.ipsr.into_bits().into(),
+            Register::Iocountovf => self.overflows().into_bits().into(),
+            Register::Iocountinh => self.inhibits().into_bits().into(),
+            Register::Iohpmcycles => self.cycles().into_bits(),
+            Register::Iohpmctr(n) => self.counter(n),
+            Register::Iohpmevt(n) => self.event(n).into_bits(),
+            Register::TrReqIova => self.debug.iova.into_bits(),
+            Register::TrReqCtl => self.debug.ctl.into_bits(),
+            Register::TrResponse => self.debug.response.into_bits(),
+            Register::IommuQosid => self.qosid.into_bits().into(),
             Register::Icvec => self.icvec.into_bits(),
             Register::MsiAddr(vector) => self.msi(vector).addr.into_bits(),
             Register::MsiData(vector) => self.msi(vector).data.into(),
@@ -245,3 +282,6 @@ impl QueueBase {
 pub(crate) fn address_mask(pas: u8) -> u64 {
     u64::MAX.checked_shl(pas.into()).map_or(u64::MAX, |above| !above)
 }
+
+#[cfg(test)]
+mod tests;

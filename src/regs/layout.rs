@@ -1,8 +1,14 @@
 //! Bit layout of the registers. Types only: what a write does is decided in `regs/file.rs`.
 
+mod debug;
+mod hpm;
+
 use bitfield_struct::bitfield;
 
 use crate::addr::Ppn;
+
+pub use debug::{IommuQosid, TrReqCtl, TrReqIova, TrResponse};
+pub use hpm::{Iocountinh, Iocountovf, Iohpmcycles, Iohpmevt};
 
 /// `fctl` (offset 8, 32 bits): features control. Source: "Features-control register".
 #[bitfield(u32)]
@@ -18,6 +24,19 @@ pub struct Fctl {
     rsvd0: u16,
     #[bits(16, access = RO)]
     custom: u16,
+}
+
+/// What `fctl.GXL` is: no capability says it (rule REG-FCTL-03).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Gxl {
+    /// Read-only 0: the second stage has the RV64 schemes.
+    #[default]
+    Zero,
+    /// Read-only 1: the second stage has the RV32 scheme, and every first stage is RV32.
+    One,
+    /// The guest chooses, 0 after reset.
+    Writable,
 }
 
 /// `ddtp` (offset 16, 64 bits): device-directory-table pointer. Source: "Device-directory-table pointer".

@@ -10,7 +10,10 @@ pub(crate) mod file;
 pub mod layout;
 
 pub use capabilities::{Capabilities, Igs};
-pub use layout::{Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Icvec, Ipsr, MsiAddr, MsiVecCtl, QueueBase};
+pub use layout::{
+    Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Gxl, Icvec, Iocountinh, Iocountovf, Iohpmcycles, Iohpmevt, IommuQosid, Ipsr,
+    MsiAddr, MsiVecCtl, QueueBase, TrReqCtl, TrReqIova, TrResponse,
+};
 
 /// Width of a register access. Other widths are UNSPECIFIED; see [`mmio_read`](crate::VIommu::mmio_read).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,6 +74,24 @@ pub enum Register {
     Fqcsr,
     /// `ipsr`, [`Ipsr`].
     Ipsr,
+    /// `iocountovf`, [`Iocountovf`].
+    Iocountovf,
+    /// `iocountinh`, [`Iocountinh`].
+    Iocountinh,
+    /// `iohpmcycles`, [`Iohpmcycles`].
+    Iohpmcycles,
+    /// `iohpmctr_n` of this counter, 1 to 31: the count, 64 bits.
+    Iohpmctr(u8),
+    /// `iohpmevt_n` of this counter, 1 to 31, [`Iohpmevt`].
+    Iohpmevt(u8),
+    /// `tr_req_iova`, [`TrReqIova`].
+    TrReqIova,
+    /// `tr_req_ctl`, [`TrReqCtl`].
+    TrReqCtl,
+    /// `tr_response`, [`TrResponse`].
+    TrResponse,
+    /// `iommu_qosid`, [`IommuQosid`].
+    IommuQosid,
     /// `icvec`, [`Icvec`].
     Icvec,
     /// `msi_addr_x` of this vector, 0 to 15, [`MsiAddr`].
@@ -155,6 +176,16 @@ impl Register {
             72 => Self::Cqcsr,
             76 => Self::Fqcsr,
             84 => Self::Ipsr,
+            88 => Self::Iocountovf,
+            92 => Self::Iocountinh,
+            96 => Self::Iohpmcycles,
+            // Counter n is 8 n behind the cycles counter, and its event 8 n behind counter 31.
+            104..352 if offset.trailing_zeros() >= 3 => Self::Iohpmctr(eighth(offset.wrapping_sub(96))),
+            352..600 if offset.trailing_zeros() >= 3 => Self::Iohpmevt(eighth(offset.wrapping_sub(344))),
+            600 => Self::TrReqIova,
+            608 => Self::TrReqCtl,
+            616 => Self::TrResponse,
+            624 => Self::IommuQosid,
             760 => Self::Icvec,
             768..1024 => {
                 // Four bits of vector number above four bits of place in the entry.
@@ -175,6 +206,7 @@ impl Register {
     #[must_use]
     pub fn offset(self) -> u16 {
         let entry = |vector: u8, place: u16| 0x300 | u16::from(vector & 0xf) << 4 | place;
+        let counter = |base: u16, n: u8| base.wrapping_add(u16::from(n.clamp(1, 31)) << 3);
         match self {
             Self::Capabilities => 0,
             Self::Fctl => 8,
@@ -188,6 +220,15 @@ impl Register {
             Self::Cqcsr => 72,
             Self::Fqcsr => 76,
             Self::Ipsr => 84,
+            Self::Iocountovf => 88,
+            Self::Iocountinh => 92,
+            Self::Iohpmcycles => 96,
+            Self::Iohpmctr(n) => counter(96, n),
+            Self::Iohpmevt(n) => counter(344, n),
+            Self::TrReqIova => 600,
+            Self::TrReqCtl => 608,
+            Self::TrResponse => 616,
+            Self::IommuQosid => 624,
             Self::Icvec => 760,
             Self::MsiAddr(vector) => entry(vector, 0),
             Self::MsiData(vector) => entry(vector, 8),
@@ -199,59 +240,27 @@ impl Register {
     #[must_use]
     pub const fn width(self) -> Width {
         match self {
-            Self::Capabilities | Self::Ddtp | Self::Cqb | Self::Fqb | Self::Icvec | Self::MsiAddr(_) => Width::U64,
+            Self::Capabilities
+            | Self::Ddtp
+            | Self::Cqb
+            | Self::Fqb
+            | Self::Icvec
+            | Self::MsiAddr(_)
+            | Self::Iohpmcycles
+            | Self::Iohpmctr(_)
+            | Self::Iohpmevt(_)
+            | Self::TrReqIova
+            | Self::TrReqCtl
+            | Self::TrResponse => Width::U64,
             _ => Width::U32,
         }
     }
+}
 
-    /// A small number for each register, below 64; [`Register::from_index`] is its inverse.
-    const fn index(self) -> u32 {
-        match self {
-            Self::Capabilities => 0,
-            Self::Fctl => 1,
-            Self::Ddtp => 2,
-            Self::Cqb => 3,
-            Self::Cqh => 4,
-            Self::Cqt => 5,
-            Self::Fqb => 6,
-            Self::Fqh => 7,
-            Self::Fqt => 8,
-            Self::Cqcsr => 9,
-            Self::Fqcsr => 10,
-            Self::Ipsr => 11,
-            Self::Icvec => 12,
-            Self::MsiAddr(vector) => 0x10 | Self::place(vector),
-            Self::MsiData(vector) => 0x20 | Self::place(vector),
-            Self::MsiVecCtl(vector) => 0x30 | Self::place(vector),
-        }
-    }
-
-    #[expect(clippy::as_conversions, reason = "widening, and `From` is not const")]
-    const fn place(vector: u8) -> u32 {
-        (vector & 0xf) as u32
-    }
-
-    const fn from_index(index: u8) -> Option<Self> {
-        Some(match index {
-            0 => Self::Capabilities,
-            1 => Self::Fctl,
-            2 => Self::Ddtp,
-            3 => Self::Cqb,
-            4 => Self::Cqh,
-            5 => Self::Cqt,
-            6 => Self::Fqb,
-            7 => Self::Fqh,
-            8 => Self::Fqt,
-            9 => Self::Cqcsr,
-            10 => Self::Fqcsr,
-            11 => Self::Ipsr,
-            12 => Self::Icvec,
-            16..32 => Self::MsiAddr(index & 0xf),
-            32..48 => Self::MsiData(index & 0xf),
-            48..64 => Self::MsiVecCtl(index & 0xf),
-            _ => return None,
-        })
-    }
+/// The eighth of a number below 256.
+#[expect(clippy::as_conversions, reason = "masked to five bits")]
+const fn eighth(bytes: u64) -> u8 {
+    ((bytes >> 3) & 0x1f) as u8
 }
 
 impl fmt::Display for Register {
@@ -269,6 +278,15 @@ impl fmt::Display for Register {
             Self::Cqcsr => f.pad("cqcsr"),
             Self::Fqcsr => f.pad("fqcsr"),
             Self::Ipsr => f.pad("ipsr"),
+            Self::Iocountovf => f.pad("iocountovf"),
+            Self::Iocountinh => f.pad("iocountinh"),
+            Self::Iohpmcycles => f.pad("iohpmcycles"),
+            Self::Iohpmctr(n) => write!(f, "iohpmctr{n}"),
+            Self::Iohpmevt(n) => write!(f, "iohpmevt{n}"),
+            Self::TrReqIova => f.pad("tr_req_iova"),
+            Self::TrReqCtl => f.pad("tr_req_ctl"),
+            Self::TrResponse => f.pad("tr_response"),
+            Self::IommuQosid => f.pad("iommu_qosid"),
             Self::Icvec => f.pad("icvec"),
             Self::MsiAddr(vector) => write!(f, "msi_addr_{vector}"),
             Self::MsiData(vector) => write!(f, "msi_data_{vector}"),
@@ -278,22 +296,44 @@ impl fmt::Display for Register {
 }
 
 /// A set of registers: those whose value a mirror page does not show yet.
+///
+/// One bit for each 4 bytes of the first 1 KiB of the page, where all registers are; that of its first 4 bytes stands
+/// for a register.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct RegisterSet(u64);
+pub(crate) struct RegisterSet([u64; 4]);
 
 impl RegisterSet {
     /// Every register there is.
-    pub(crate) const ALL: Self = Self(0xffff_ffff_ffff_1fff);
+    pub(crate) const ALL: Self = Self([Self::word(0), Self::word(1), Self::word(2), Self::word(3)]);
 
-    pub(crate) const fn insert(&mut self, register: Register) {
-        self.0 |= 1_u64.wrapping_shl(register.index());
+    /// The bits of all registers in this quarter of the 1 KiB.
+    const fn word(quarter: u64) -> u64 {
+        let (mut word, mut bit) = (0_u64, 0_u64);
+        while bit < 64 {
+            let place = quarter.wrapping_mul(64).wrapping_add(bit);
+            // The first goes furthest down.
+            word >>= 1;
+            if Register::at(place.wrapping_mul(4)).is_some() {
+                word |= 1 << 63;
+            }
+            bit = bit.wrapping_add(1);
+        }
+        word
     }
 
-    /// Takes one register out of the set, lowest first.
+    pub(crate) fn insert(&mut self, register: Register) {
+        let place = register.offset() >> 2;
+        if let Some(word) = self.0.get_mut(usize::from(place >> 6)) {
+            *word |= 1_u64.wrapping_shl(place.into());
+        }
+    }
+
+    /// Takes one register out of the set, that with the lowest offset first.
     pub(crate) fn pop(&mut self) -> Option<Register> {
-        let index = u8::try_from(self.0.trailing_zeros()).ok()?;
-        self.0 &= self.0.wrapping_sub(1);
-        Register::from_index(index)
+        let (quarter, word) = (0_u64..).zip(&mut self.0).find(|(_, word)| **word != 0)?;
+        let place = quarter.wrapping_mul(64).wrapping_add(word.trailing_zeros().into());
+        *word &= word.wrapping_sub(1);
+        Register::at(place.wrapping_mul(4))
     }
 }
 
@@ -302,18 +342,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_register_has_its_own_index_and_offset() {
-        let mut all = RegisterSet::ALL;
-        let mut seen = heapless::Vec::<_, 64>::new();
+    fn every_register_has_an_offset_of_its_own() {
+        let (mut all, mut again) = (RegisterSet::ALL, RegisterSet::default());
+        let mut seen = heapless::Vec::<_, 160>::new();
         while let Some(register) = all.pop() {
-            assert_eq!(
-                Register::access(u64::from(register.offset()), Width::U32).map(|(found, _)| found),
-                Some(register)
-            );
-            assert!(!seen.contains(&register.offset()));
-            seen.push(register.offset()).unwrap();
+            let offset = register.offset();
+            assert_eq!(Register::at(offset.into()), Some(register));
+            assert!(seen.last().is_none_or(|last| *last < offset), "lowest first: {register}");
+            seen.push(offset).unwrap();
+            again.insert(register);
         }
-        assert_eq!(seen.len(), 13 + 48);
+        assert_eq!(seen.len(), 13 + 3 + 2 * 31 + 4 + 48, "REG-MAP-01 to REG-MAP-33");
+        assert_eq!(again, RegisterSet::ALL);
+        assert_eq!((0..8192).filter(|&offset| Register::at(offset).is_some()).count(), seen.len());
+    }
+
+    #[test]
+    fn registers_are_where_the_register_layout_puts_them() {
+        let cases = [
+            (88, 4, Register::Iocountovf, "REG-MAP-18"),
+            (92, 4, Register::Iocountinh, "REG-MAP-19"),
+            (96, 8, Register::Iohpmcycles, "REG-MAP-20"),
+            (104, 8, Register::Iohpmctr(1), "REG-MAP-21"),
+            (0x158, 8, Register::Iohpmctr(31), "REG-MAP-21"),
+            (352, 8, Register::Iohpmevt(1), "REG-MAP-22"),
+            (0x250, 8, Register::Iohpmevt(31), "REG-MAP-22"),
+            (600, 8, Register::TrReqIova, "REG-MAP-23"),
+            (608, 8, Register::TrReqCtl, "REG-MAP-24"),
+            (616, 8, Register::TrResponse, "REG-MAP-25"),
+            (624, 4, Register::IommuQosid, "REG-MAP-26"),
+        ];
+        for (offset, bytes, register, rule) in cases {
+            assert_eq!(Register::at(offset), Some(register), "{rule}");
+            assert_eq!((u64::from(register.offset()), register.width().bytes()), (offset, bytes), "{rule}");
+        }
+        assert_eq!(Register::Iohpmctr(0).offset(), 104);
+        assert_eq!(Register::Iohpmevt(u8::MAX).offset(), 592);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use crate::addr::Ppn;
 use crate::regs::{
-    Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Icvec, Igs, Ipsr, MsiAddr, MsiVecCtl, QueueBase, Register, Width, low_half,
+    Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Gxl, Icvec, Igs, Iocountinh, Iohpmcycles, Iohpmevt, IommuQosid, Ipsr, MsiAddr,
+    MsiVecCtl, QueueBase, Register, TrReqCtl, TrReqIova, Width, low_half,
 };
 
 use super::{Effect, MsiEntry, Registers, address_mask};
@@ -20,7 +21,7 @@ impl Registers {
         // 4-byte registers take the low half; the upper one is not part of the access.
         let word = low_half(value);
         match register {
-            Register::Capabilities | Register::Cqh | Register::Fqt => {}
+            Register::Capabilities | Register::Cqh | Register::Fqt | Register::Iocountovf | Register::TrResponse => {}
             Register::Fctl => self.write_fctl(Fctl::from_bits(word)),
             Register::Ddtp => return self.write_ddtp(Ddtp::from_bits(value)),
             Register::Cqb => self.write_cqb(QueueBase::from_bits(value)),
@@ -33,6 +34,13 @@ impl Registers {
             Register::Fqh => self.fqh = word & self.fqb.index_mask(),
             Register::Fqcsr => self.write_fqcsr(Fqcsr::from_bits(word)),
             Register::Ipsr => self.ipsr = Ipsr::from_bits(self.ipsr.into_bits() & !word),
+            Register::Iocountinh => self.write_iocountinh(Iocountinh::from_bits(word)),
+            Register::Iohpmcycles => self.write_iohpmcycles(Iohpmcycles::from_bits(value)),
+            Register::Iohpmctr(n) => self.write_iohpmctr(n, value),
+            Register::Iohpmevt(n) => self.write_iohpmevt(n, Iohpmevt::from_bits(value)),
+            Register::TrReqIova => self.write_tr_req_iova(TrReqIova::from_bits(value)),
+            Register::TrReqCtl => return self.write_tr_req_ctl(TrReqCtl::from_bits(value)),
+            Register::IommuQosid => self.write_iommu_qosid(IommuQosid::from_bits(word)),
             Register::Icvec => self.write_icvec(Icvec::from_bits(value)),
             Register::MsiAddr(vector) => {
                 let addr = MsiAddr::new().with_addr(MsiAddr::from_bits(value & self.address_mask()).addr());
@@ -58,6 +66,9 @@ impl Registers {
         }
         if self.setup.capabilities.igs() == Igs::Both {
             self.fctl.set_wsi(new.wsi());
+        }
+        if self.setup.gxl == Gxl::Writable {
+            self.fctl.set_gxl(new.gxl());
         }
         // Without wires the bit is reserved (rule REG-CQCSR-07).
         if !self.fctl.wsi() && self.cqcsr.fence_w_ip() {

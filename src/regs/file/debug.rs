@@ -1,0 +1,86 @@
+//! The registers of the translation-request interface, and `iommu_qosid`.
+
+use crate::addr::Iova;
+use crate::regs::{IommuQosid, Register, TrReqCtl, TrReqIova, TrResponse};
+
+use super::{Effect, Registers};
+
+#[derive(Clone, Debug)]
+pub(super) struct TranslationRequest {
+    pub(super) iova: TrReqIova,
+    pub(super) ctl: TrReqCtl,
+    pub(super) response: TrResponse,
+}
+
+impl TranslationRequest {
+    // UNSPECIFIED: all 0 after reset; required is only that of `Go/Busy`.
+    pub(super) const fn new() -> Self {
+        Self { iova: TrReqIova::new(), ctl: TrReqCtl::new(), response: TrResponse::new() }
+    }
+}
+
+impl Registers {
+    pub(super) fn write_tr_req_iova(&mut self, new: TrReqIova) {
+        if self.accepts_request() {
+            self.debug.iova = TrReqIova::new().with_vpn(new.vpn());
+        }
+    }
+
+    pub(super) fn write_tr_req_ctl(&mut self, new: TrReqCtl) -> Effect {
+        if !self.accepts_request() {
+            return Effect::None;
+        }
+        self.debug.ctl = TrReqCtl::new()
+            .with_go_busy(new.go_busy())
+            .with_is_priv(new.is_priv())
+            .with_exe(new.exe())
+            .with_nw(new.nw())
+            .with_pid(new.pid())
+            .with_pv(new.pv())
+            .with_did(new.did());
+        if new.go_busy() { Effect::Debug } else { Effect::None }
+    }
+
+    // UNSPECIFIED: a write while a request is under way is dropped. No guest sees one under way: the response is there
+    // when the write that asks for it returns (rule DBG-25).
+    const fn accepts_request(&self) -> bool {
+        self.setup.capabilities.dbg() && !self.debug.ctl.go_busy()
+    }
+
+    /// What [`Effect::Debug`] asks for.
+    pub(crate) const fn debug_request(&self) -> (Iova, TrReqCtl) {
+        // The offset bits of the register are 0 (rule DBG-01).
+        (Iova::new(self.debug.iova.into_bits()), self.debug.ctl)
+    }
+
+    /// Ends the request.
+    pub(crate) fn set_debug_response(&mut self, response: TrResponse) {
+        self.debug.response = response;
+        self.debug.ctl.set_go_busy(false);
+        self.changed.insert(Register::TrResponse);
+        self.changed.insert(Register::TrReqCtl);
+    }
+
+    /// The IDs of the IOMMU's own accesses, and of all requests in Bare mode.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the translation gives them out"))]
+    pub(crate) const fn qosid(&self) -> IommuQosid {
+        self.qosid
+    }
+
+    /// The bits of RCID and MCID that are implemented, in this register and in contexts (rule REG-QOS-05).
+    pub(crate) const fn qos_mask(&self) -> u16 {
+        let bits = if self.setup.capabilities.qosid() { self.setup.qos_bits } else { 0 };
+        low_bits(bits)
+    }
+
+    pub(super) fn write_iommu_qosid(&mut self, new: IommuQosid) {
+        let mask = self.qos_mask();
+        self.qosid = IommuQosid::new().with_rcid(new.rcid() & mask).with_mcid(new.mcid() & mask);
+    }
+}
+
+/// The low `bits` bits of a 12-bit field.
+#[expect(clippy::as_conversions, reason = "widening, and `From` is not const")]
+const fn low_bits(bits: u8) -> u16 {
+    !u16::MAX.wrapping_shl(bits as u32) & 0xfff
+}
