@@ -10,6 +10,7 @@ use crate::regs::{Capabilities, DdtpMode};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     nesting: bool,
+    ats: bool,
     offer: Capabilities,
     vectors: u8,
     reset_mode: DdtpMode,
@@ -26,6 +27,7 @@ const DEFAULT_OFFER: Capabilities = Capabilities::new()
     .with_svrsw60t59b(true)
     .with_svpbmt(true)
     .with_amo_hwad(true)
+    .with_ats(true)
     .with_pas(56)
     .with_nl(true)
     .with_s(true);
@@ -37,7 +39,15 @@ impl Config {
     /// 4 interrupt vectors; after reset the IOMMU is Off.
     #[must_use]
     pub const fn nested() -> Self {
-        Self { nesting: true, offer: DEFAULT_OFFER, vectors: 4, reset_mode: DdtpMode::Off, budget: 256, mirror: false }
+        Self {
+            nesting: true,
+            ats: false,
+            offer: DEFAULT_OFFER,
+            vectors: 4,
+            reset_mode: DdtpMode::Off,
+            budget: 256,
+            mirror: false,
+        }
     }
 
     /// For a host without a physical IOMMU: registers, queues and interrupts, no first-stage scheme.
@@ -66,6 +76,15 @@ impl Config {
     #[must_use]
     pub const fn with_big_endian(self, end: bool) -> Self {
         Self { offer: self.offer.with_end(end), ..self }
+    }
+
+    /// Offers ATS and page requests to emulated devices, where each device's [`DevicePolicy`](crate::DevicePolicy)
+    /// grants them: [`next_message`](crate::VIommu::next_message), [`page_request`](crate::VIommu::page_request).
+    ///
+    /// Not together with [`nested`](Self::nested).
+    #[must_use]
+    pub const fn with_ats(self, ats: bool) -> Self {
+        Self { ats, ..self }
     }
 
     /// Number of interrupt vectors: 1, 2, 4, 8 or 16; at most as many as the guest is told of in its device tree.
@@ -124,6 +143,9 @@ impl Config {
         if (offer.sv57() && !offer.sv48()) || (offer.sv48() && !offer.sv39()) {
             return Err(ConfigError::ModeOrder);
         }
+        if self.nesting && self.ats {
+            return Err(ConfigError::EmulatedOnly("ATS"));
+        }
         let own = Capabilities::new()
             .with_version(0x10)
             .with_igs(kinds.igs())
@@ -137,7 +159,7 @@ impl Config {
             }
             nested
         } else {
-            own.with_end(offer.end()).with_pas(offer.pas())
+            own.with_end(offer.end()).with_pas(offer.pas()).with_ats(self.ats && offer.ats())
         };
         Ok(Setup { capabilities, vectors: self.vectors, reset_mode: self.reset_mode })
     }

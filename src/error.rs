@@ -78,6 +78,9 @@ pub enum ConfigError {
     /// The host's IOMMU honours this PTE bit whether the guest is told or not, so it can not be hidden (MRG-12).
     #[error("{0:} is in the host's IOMMU and can not be hidden from a guest whose tables it walks")]
     MustMatchHost(&'static str),
+    /// This can be offered where every device is emulated, and nowhere else.
+    #[error("{0:} can be offered to emulated devices only")]
+    EmulatedOnly(&'static str),
     /// The host can not nest a guest's tables; the text says which fact is missing.
     #[error("the host can not nest guest tables: {0:}")]
     Host(&'static str),
@@ -114,6 +117,21 @@ pub enum AttachError {
     NeedsReset,
 }
 
+/// Why nothing was done for an emulated device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum TranslateError {
+    /// [`start`](crate::VIommu::start) comes first.
+    #[error("the vIOMMU has not been started")]
+    NotStarted,
+    /// The attachment is not that of an emulated device, or not any more.
+    #[error("no emulated device has this attachment")]
+    NotAttached,
+    /// The host did not grant this device what it asks for, or does not offer it to the guest.
+    #[error("the device was not granted what it asks for")]
+    Unsupported,
+}
+
 /// Why [`detach`](crate::VIommu::detach) did nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -134,6 +152,7 @@ impl core::error::Error for MemoryFault {}
 impl core::error::Error for OrderError {}
 impl core::error::Error for ConfigError {}
 impl core::error::Error for AttachError {}
+impl core::error::Error for TranslateError {}
 impl core::error::Error for DetachError {}
 impl core::error::Error for IllegalCommand {}
 

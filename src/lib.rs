@@ -19,11 +19,11 @@
 //!
 //! | layer | modules | what |
 //! |---|---|---|
-//! | 0 | [`error`] [`id`] [`addr`] `progress` | newtypes, host errors, what a call left to do |
+//! | 0 | [`error`] [`id`] [`addr`] `progress` `attachment` | newtypes, host errors, what a call left to do |
 //! | 1 | [`regs::layout`] [`regs::capabilities`] [`regs`] [`fault`] [`backend`] | register formats and where each register is; causes; the host's traits and orders |
-//! | 2 | formats [`ddt::entry`] [`cmdq::command`] [`faultq::record`] [`pt`] [`msi`], `regs::file` `config` `mem` `ring` | records in memory; the register file; what is offered; the one place that reads and writes records; queue indices |
+//! | 2 | formats [`ddt::entry`] [`cmdq::command`] [`ats::message`] [`faultq::record`] [`pageq::record`] [`pt`] [`msi`], `regs::file` `config` `mem` `ring` | records in memory; the register file; what is offered; the one place that reads and writes records; queue indices |
 //! | 4 | [`ddt`] | locating and checking a device context |
-//! | 6 | `interrupt` [`faultq`] `nest` [`cmdq`] | what the IOMMU does |
+//! | 6 | `interrupt` [`faultq`] `emulated` [`pageq`] [`ats`] `nest` [`cmdq`] | what the IOMMU does |
 //! | 8 | `stats` `viommu` | counts; `viommu` owns everything; the only module that sees everything |
 //! | 9 | `mock` | doubles for tests, feature `mock` |
 //!
@@ -61,10 +61,13 @@
 extern crate std;
 
 pub mod addr;
+pub mod ats;
+mod attachment;
 pub mod backend;
 pub mod cmdq;
 mod config;
 pub mod ddt;
+mod emulated;
 pub mod error;
 pub mod fault;
 pub mod faultq;
@@ -75,6 +78,7 @@ mod mem;
 pub mod mock;
 pub mod msi;
 mod nest;
+pub mod pageq;
 mod progress;
 pub mod pt;
 pub mod regs;
@@ -88,16 +92,22 @@ mod viommu;
 pub struct Readme;
 
 pub use addr::{Gpa, Iova, Ppn};
+pub use ats::{DeviceMessage, InvalidationCompletion, InvalidationRequest, PageResponse};
+pub use attachment::Attachment;
 pub use backend::{
     Applied, Backend, Completion, Context, FenceOutcome, FenceScope, FirstStage, GuestMemory, HostCapabilities,
     InterruptKinds, Interrupts, Invalidation, NoPhysical, Pages, Parts, PhysicalIommu, Post, Ticket,
 };
+pub use cmdq::ResponseCode;
 pub use config::Config;
-pub use error::{AttachError, ConfigError, DetachError, IdError, IllegalCommand, MemoryFault, OrderError};
+pub use error::{
+    AttachError, ConfigError, DetachError, IdError, IllegalCommand, MemoryFault, OrderError, TranslateError,
+};
 pub use fault::{Cause, TransactionType};
 pub use faultq::{FaultHead, FaultRecord, HostFault, Quirks};
-pub use id::{DeviceId, FirstStageMode, Gscid, ProcessId, Pscid, SecondStageMode};
-pub use nest::{Attachment, Health};
+pub use id::{DeviceId, FirstStageMode, Gscid, Itag, Prgi, ProcessId, Pscid, SecondStageMode};
+pub use nest::Health;
+pub use pageq::{PageRequest, PageRequestPayload};
 pub use progress::Progress;
 pub use regs::{Capabilities, Igs, Register, Width};
 pub use stats::Stats;

@@ -1,14 +1,19 @@
 //! [`VIommu`]: owns everything, and is the only place that sees everything.
 
+mod emulated;
+
+use crate::ats::Itags;
+use crate::attachment::{Attachment, Generations};
 use crate::backend::{Backend, FenceOutcome, FenceScope, Ticket};
 use crate::cmdq::{CommandQueue, Env};
 use crate::config::Config;
+use crate::emulated::Emulated;
 use crate::error::{AttachError, ConfigError, DetachError};
 use crate::fault::Fault;
 use crate::faultq::{self, FaultQueue, HostFault, Origin};
 use crate::id::DeviceId;
 use crate::interrupt::Signals;
-use crate::nest::{Attachment, Barrier, Health, Nest, Verdict};
+use crate::nest::{Barrier, Health, Nest, Verdict};
 use crate::progress::{Budget, Progress};
 use crate::regs::file::{Effect, Registers};
 use crate::regs::{Width, low_half};
@@ -16,8 +21,9 @@ use crate::stats::Stats;
 
 /// A virtual RISC-V IOMMU for one guest.
 ///
-/// `B` is the host ([`Backend`]), `DEVICES` the most passthrough devices that can be attached at a time, `BATCH` the
-/// most invalidations that are held back to go out together.
+/// `B` is the host ([`Backend`]), `DEVICES` the most passthrough devices that can be attached at a time, and the most
+/// emulated ones, `BATCH` the most invalidations that are held back to go out together, `ITAGS` the most ATS invalidations,
+/// 1 to 32, that emulated devices have not completed.
 ///
 /// Calls that can leave work behind return a [`Progress`]: [`Runnable`](Progress::Runnable) asks for [`run`](Self::run)
 /// before the vCPU goes on or blocks, [`Waiting`](Progress::Waiting) for [`fence_done`](Self::fence_done) when the
@@ -34,7 +40,7 @@ use crate::stats::Stats;
 /// static IOMMU: Mutex<Option<VIommu<Host, 4>>> = Mutex::new(None);
 /// ```
 #[derive(Debug)]
-pub struct VIommu<B: Backend, const DEVICES: usize = 16, const BATCH: usize = 16> {
+pub struct VIommu<B: Backend, const DEVICES: usize = 16, const BATCH: usize = 16, const ITAGS: usize = 2> {
     backend: B,
     /// `None` until [`start`](Self::start).
     config: Option<Config>,
@@ -43,6 +49,9 @@ pub struct VIommu<B: Backend, const DEVICES: usize = 16, const BATCH: usize = 16
     faults: FaultQueue,
     commands: CommandQueue,
     nest: Nest<B::Device, DEVICES, BATCH>,
+    emulated: Emulated<DEVICES>,
+    ats: Itags<ITAGS>,
+    generations: Generations,
     /// What the last `ddtp` write waits for.
     directory: Option<Barrier>,
     /// What the last call left.
@@ -50,11 +59,22 @@ pub struct VIommu<B: Backend, const DEVICES: usize = 16, const BATCH: usize = 16
     stats: Stats,
 }
 
-/// What the host may grant a device. There is nothing to grant beyond translation yet; ATS and page requests will be
-/// granted here.
+/// What the host grants a device beyond translation: nothing, unless said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct DevicePolicy {}
+pub struct DevicePolicy {
+    /// ATS and page requests, where [`Config::with_ats`] offers them: the model of an emulated device answers
+    /// invalidation requests. A passthrough device is not granted them yet.
+    pub ats: bool,
+}
+
+impl DevicePolicy {
+    /// States [`ats`](Self::ats).
+    #[must_use]
+    pub const fn with_ats(self, ats: bool) -> Self {
+        Self { ats, ..self }
+    }
+}
 
 /// A device was taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +87,7 @@ pub struct Attached {
     pub progress: Progress,
 }
 
-impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BATCH> {
+impl<B: Backend, const DEVICES: usize, const BATCH: usize, const ITAGS: usize> VIommu<B, DEVICES, BATCH, ITAGS> {
     /// A vIOMMU that does nothing until [`start`](Self::start): registers read 0.
     #[must_use]
     pub const fn new(backend: B) -> Self {
@@ -79,6 +99,9 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
             faults: FaultQueue::new(),
             commands: CommandQueue::new(),
             nest: Nest::new(),
+            emulated: Emulated::new(),
+            ats: Itags::new(),
+            generations: Generations::new(),
             directory: None,
             progress: Progress::Idle,
             stats: Stats::NONE,
@@ -177,24 +200,32 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
     /// [`AttachError`]; the device is then not attached. With [`AttachError::Capability`] it was adopted and is
     /// blocked, invalidated, fenced and released like a device that is detached: [`run`](Self::run) finishes that.
     pub fn attach(&mut self, id: DeviceId, device: B::Device, policy: DevicePolicy) -> Result<Attached, AttachError> {
-        let DevicePolicy {} = policy;
+        let DevicePolicy { ats: _ } = policy;
         match self.config {
             None => return Err(AttachError::NotStarted),
             Some(config) if !config.is_nested() => return Err(AttachError::NotNested),
             Some(_) => {}
         }
-        let attached = self.nest.attach(id, device, self.registers.capabilities(), &mut self.backend);
+        if self.emulated.named(id).is_some() {
+            return Err(AttachError::IdInUse);
+        }
+        let promised = self.registers.capabilities();
+        let attached = self.nest.attach(id, device, promised, &mut self.generations, &mut self.backend);
         let progress = self.run();
         attached.map(|attachment| Attached { attachment, progress })
     }
 
-    /// Takes a device from the guest: blocked, invalidated, fenced, released. Done when the progress is
-    /// [`Idle`](Progress::Idle); until then the id stays in use.
+    /// Takes a device from the guest. A passthrough device is blocked, invalidated, fenced and released: done when the
+    /// progress is [`Idle`](Progress::Idle); until then the id stays in use. Of an emulated device everything under way is
+    /// forgotten, and its model has stopped using translations.
     ///
     /// # Errors
     /// [`DetachError`] if there is no such device.
     pub fn detach(&mut self, id: DeviceId) -> Result<Progress, DetachError> {
-        self.nest.detach(id)?;
+        match self.emulated.detach(id) {
+            Some(device) => self.ats.forget(device.attachment),
+            None => self.nest.detach(id)?,
+        }
         Ok(self.run())
     }
 
@@ -216,6 +247,9 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
             faults,
             commands,
             nest,
+            emulated: _,
+            ats,
+            generations: _,
             directory,
             progress: _,
             stats: _,
@@ -225,6 +259,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
         *faults = FaultQueue::new();
         *commands = CommandQueue::new();
         nest.reset();
+        ats.reset();
         *directory = None;
         self.run()
     }
@@ -232,6 +267,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
     /// Takes every device from the guest: to be called before the vIOMMU is dropped, which by itself does nothing.
     pub fn shutdown(&mut self) -> Progress {
         self.nest.detach_all();
+        self.emulated.detach_all();
+        self.ats.reset();
         self.run()
     }
 
@@ -320,6 +357,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
         let went = self.commands.advance(&mut Env {
             registers: &mut self.registers,
             nest: &mut self.nest,
+            emulated: &self.emulated,
+            ats: &mut self.ats,
             backend: &mut self.backend,
             budget: &mut budget,
             counts: &mut self.stats.commands,

@@ -3,12 +3,17 @@
 pub mod command;
 mod counts;
 
-pub use command::{Command, IofenceC, Iotinval, Legality, PageRange, RawCommand};
+pub use command::{
+    AtsInval, AtsPrgr, Command, Destination, InvalidationPayload, IofenceC, Iotinval, Legality, PageRange, RawCommand,
+    ResponseCode, ResponsePayload,
+};
 pub use counts::CommandCounts;
 
 use zerocopy::FromZeros;
 
+use crate::ats::{Full, Itags};
 use crate::backend::{Backend, FenceScope, Invalidation, Pages, Post};
+use crate::emulated::Emulated;
 use crate::error::MemoryFault;
 use crate::mem::View;
 use crate::nest::{Barrier, Nest};
@@ -21,9 +26,11 @@ use crate::ring::Ring;
 const SPAN: usize = 16;
 
 /// What the queue works on.
-pub(crate) struct Env<'a, B: Backend, const DEVICES: usize, const BATCH: usize> {
+pub(crate) struct Env<'a, B: Backend, const DEVICES: usize, const BATCH: usize, const ITAGS: usize> {
     pub(crate) registers: &'a mut Registers,
     pub(crate) nest: &'a mut Nest<B::Device, DEVICES, BATCH>,
+    pub(crate) emulated: &'a Emulated<DEVICES>,
+    pub(crate) ats: &'a mut Itags<ITAGS>,
     pub(crate) backend: &'a mut B,
     pub(crate) budget: &'a mut Budget,
     pub(crate) counts: &'a mut CommandCounts,
@@ -51,9 +58,9 @@ impl CommandQueue {
     }
 
     /// Goes on with the queue as far as it can, and settles what its commands named.
-    pub(crate) fn advance<B: Backend, const DEVICES: usize, const BATCH: usize>(
+    pub(crate) fn advance<B: Backend, const DEVICES: usize, const BATCH: usize, const ITAGS: usize>(
         &mut self,
-        env: &mut Env<'_, B, DEVICES, BATCH>,
+        env: &mut Env<'_, B, DEVICES, BATCH, ITAGS>,
     ) -> Progress {
         let progress = self.execute(env);
         let csr = env.registers.cqcsr();
@@ -65,9 +72,9 @@ impl CommandQueue {
         progress.max(env.nest.settle(env.registers, env.backend, env.budget))
     }
 
-    fn execute<B: Backend, const DEVICES: usize, const BATCH: usize>(
+    fn execute<B: Backend, const DEVICES: usize, const BATCH: usize, const ITAGS: usize>(
         &mut self,
-        env: &mut Env<'_, B, DEVICES, BATCH>,
+        env: &mut Env<'_, B, DEVICES, BATCH, ITAGS>,
     ) -> Progress {
         if self.fence.is_some() {
             match self.go_on_with_fence(env) {
@@ -99,10 +106,10 @@ impl CommandQueue {
     }
 
     /// Decides on the one copy of the command.
-    fn carry_out<B: Backend, const DEVICES: usize, const BATCH: usize>(
+    fn carry_out<B: Backend, const DEVICES: usize, const BATCH: usize, const ITAGS: usize>(
         &mut self,
         raw: RawCommand,
-        env: &mut Env<'_, B, DEVICES, BATCH>,
+        env: &mut Env<'_, B, DEVICES, BATCH, ITAGS>,
     ) -> Flow {
         let registers = &*env.registers;
         let legality = Legality::new(registers.capabilities(), registers.fctl().wsi(), registers.mode());
@@ -134,6 +141,11 @@ impl CommandQueue {
             // directories are not offered either.
             Command::IotinvalVma(_) | Command::IotinvalGvma(_) | Command::IodirInvalPdt(..) => {}
             Command::IodirInvalDdt(device) => env.nest.inval_ddt(device),
+            Command::AtsInval(_) | Command::AtsPrgr(_) => {
+                if let Err(Full) = message(&command, env) {
+                    return Flow::Wait(Progress::Waiting);
+                }
+            }
             Command::IofenceC(fence) => {
                 self.fence = Some((fence, Barrier::new(FenceScope::new(fence.pr, fence.pw))));
                 return self.go_on_with_fence(env);
@@ -144,20 +156,25 @@ impl CommandQueue {
     }
 
     /// In the order of rules FEN-02 and VC-47: everything before it, the timeout, the store, the head, the wire.
-    fn go_on_with_fence<B: Backend, const DEVICES: usize, const BATCH: usize>(
+    fn go_on_with_fence<B: Backend, const DEVICES: usize, const BATCH: usize, const ITAGS: usize>(
         &mut self,
-        env: &mut Env<'_, B, DEVICES, BATCH>,
+        env: &mut Env<'_, B, DEVICES, BATCH, ITAGS>,
     ) -> Flow {
         let Some((fence, barrier)) = &mut self.fence else {
             return Flow::Next;
         };
+        // Nothing behind the fence has been fetched: what is under way to devices was ordered before it.
+        if !env.ats.is_idle() {
+            return Flow::Wait(Progress::Waiting);
+        }
         if let Err(progress) = env.nest.pass(barrier, env.registers, env.backend, env.budget) {
             return Flow::Wait(progress);
         }
         let fence = *fence;
         // Done, or stopped and then fetched and carried out again as a whole (rules FEN-05, FEN-07).
         self.fence = None;
-        if env.nest.take_timeout() {
+        let timed_out = [env.nest.take_timeout(), env.ats.take_timeout()];
+        if timed_out.contains(&true) {
             set_status(env.registers, |csr| csr.with_cmd_to(true));
             return Flow::Stop;
         }
@@ -175,6 +192,26 @@ impl CommandQueue {
     }
 }
 
+/// Sends the message of an ATS command, if it names a device that takes part in ATS. Other functions have none: no
+/// timeout is made up for them (rules VC-11, VC-71).
+fn message<B: Backend, const DEVICES: usize, const BATCH: usize, const ITAGS: usize>(
+    command: &Command,
+    env: &mut Env<'_, B, DEVICES, BATCH, ITAGS>,
+) -> Result<(), Full> {
+    let to = |destination: Destination| {
+        env.emulated.named(destination.device()).filter(|device| device.ats).map(|device| device.attachment)
+    };
+    match command {
+        Command::AtsInval(operands) => {
+            to(operands.destination).map_or(Ok(()), |device| env.ats.invalidate(device, operands))
+        }
+        Command::AtsPrgr(operands) => {
+            to(operands.destination).map_or(Ok(()), |device| env.ats.respond(device, operands))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Whether a command may be fetched (rule CQ-02).
 const fn runs(csr: Cqcsr) -> bool {
     csr.cqen() && csr.cqon() && !csr.cqmf() && !csr.cmd_to() && !csr.cmd_ill()
@@ -182,8 +219,8 @@ const fn runs(csr: Cqcsr) -> bool {
 
 /// Reads the commands at the head, one load where they are contiguous. A load that fails is tried again for the first
 /// of them alone, so that those before the unreadable one are carried out.
-fn fetch<'b, B: Backend, const DEVICES: usize, const BATCH: usize>(
-    env: &Env<'_, B, DEVICES, BATCH>,
+fn fetch<'b, B: Backend, const DEVICES: usize, const BATCH: usize, const ITAGS: usize>(
+    env: &Env<'_, B, DEVICES, BATCH, ITAGS>,
     buffer: &'b mut [RawCommand; SPAN],
 ) -> Result<&'b [RawCommand], MemoryFault> {
     let registers = &*env.registers;
@@ -203,9 +240,9 @@ fn fetch<'b, B: Backend, const DEVICES: usize, const BATCH: usize>(
 }
 
 /// The head moves past the command at it.
-fn step_over<B: Backend, const DEVICES: usize, const BATCH: usize>(
+fn step_over<B: Backend, const DEVICES: usize, const BATCH: usize, const ITAGS: usize>(
     command: &Command,
-    env: &mut Env<'_, B, DEVICES, BATCH>,
+    env: &mut Env<'_, B, DEVICES, BATCH, ITAGS>,
 ) {
     let ring = Ring::<16>::new(env.registers.cqb());
     let next = ring.next(env.registers.cqh());

@@ -10,7 +10,7 @@ pub(crate) mod file;
 pub mod layout;
 
 pub use capabilities::{Capabilities, Igs};
-pub use layout::{Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Icvec, Ipsr, MsiAddr, MsiVecCtl, QueueBase};
+pub use layout::{Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Icvec, Ipsr, MsiAddr, MsiVecCtl, Pqcsr, QueueBase};
 
 /// Width of a register access. Other widths are UNSPECIFIED; see [`mmio_read`](crate::VIommu::mmio_read).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,7 +42,7 @@ pub(crate) const fn low_half(value: u64) -> u32 {
 /// A register of the facilities this crate knows; [`Display`](fmt::Display) gives the specification's name.
 ///
 /// A host's driver of the physical IOMMU takes the offsets from here, and a host that counts exits the names. In a
-/// vIOMMU the registers of facilities not offered (ATS, HPM, DBG, QOSID), reserved and custom offsets read 0 and ignore
+/// vIOMMU the registers of facilities not offered (HPM, DBG, QOSID, and ATS where it is not), reserved and custom offsets read 0 and ignore
 /// writes (rules REG-ACC-11 to REG-ACC-13). Source: "Register layout".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -65,10 +65,18 @@ pub enum Register {
     Fqh,
     /// `fqt`: index behind the last record.
     Fqt,
+    /// `pqb`, [`QueueBase`].
+    Pqb,
+    /// `pqh`: index of the next page request to be read; software's.
+    Pqh,
+    /// `pqt`: index behind the last page request.
+    Pqt,
     /// `cqcsr`, [`Cqcsr`].
     Cqcsr,
     /// `fqcsr`, [`Fqcsr`].
     Fqcsr,
+    /// `pqcsr`, [`Pqcsr`].
+    Pqcsr,
     /// `ipsr`, [`Ipsr`].
     Ipsr,
     /// `icvec`, [`Icvec`].
@@ -152,8 +160,12 @@ impl Register {
             40 => Self::Fqb,
             48 => Self::Fqh,
             52 => Self::Fqt,
+            56 => Self::Pqb,
+            64 => Self::Pqh,
+            68 => Self::Pqt,
             72 => Self::Cqcsr,
             76 => Self::Fqcsr,
+            80 => Self::Pqcsr,
             84 => Self::Ipsr,
             760 => Self::Icvec,
             768..1024 => {
@@ -185,8 +197,12 @@ impl Register {
             Self::Fqb => 40,
             Self::Fqh => 48,
             Self::Fqt => 52,
+            Self::Pqb => 56,
+            Self::Pqh => 64,
+            Self::Pqt => 68,
             Self::Cqcsr => 72,
             Self::Fqcsr => 76,
+            Self::Pqcsr => 80,
             Self::Ipsr => 84,
             Self::Icvec => 760,
             Self::MsiAddr(vector) => entry(vector, 0),
@@ -199,12 +215,14 @@ impl Register {
     #[must_use]
     pub const fn width(self) -> Width {
         match self {
-            Self::Capabilities | Self::Ddtp | Self::Cqb | Self::Fqb | Self::Icvec | Self::MsiAddr(_) => Width::U64,
+            Self::Capabilities | Self::Ddtp | Self::Cqb | Self::Fqb | Self::Pqb | Self::Icvec | Self::MsiAddr(_) => {
+                Width::U64
+            }
             _ => Width::U32,
         }
     }
 
-    /// A small number for each register, below 64; [`Register::from_index`] is its inverse.
+    /// A small number for each register, below 128; [`Register::from_index`] is its inverse.
     const fn index(self) -> u32 {
         match self {
             Self::Capabilities => 0,
@@ -220,6 +238,10 @@ impl Register {
             Self::Fqcsr => 10,
             Self::Ipsr => 11,
             Self::Icvec => 12,
+            Self::Pqb => 13,
+            Self::Pqh => 14,
+            Self::Pqt => 15,
+            Self::Pqcsr => 64,
             Self::MsiAddr(vector) => 0x10 | Self::place(vector),
             Self::MsiData(vector) => 0x20 | Self::place(vector),
             Self::MsiVecCtl(vector) => 0x30 | Self::place(vector),
@@ -246,6 +268,10 @@ impl Register {
             10 => Self::Fqcsr,
             11 => Self::Ipsr,
             12 => Self::Icvec,
+            13 => Self::Pqb,
+            14 => Self::Pqh,
+            15 => Self::Pqt,
+            64 => Self::Pqcsr,
             16..32 => Self::MsiAddr(index & 0xf),
             32..48 => Self::MsiData(index & 0xf),
             48..64 => Self::MsiVecCtl(index & 0xf),
@@ -266,8 +292,12 @@ impl fmt::Display for Register {
             Self::Fqb => f.pad("fqb"),
             Self::Fqh => f.pad("fqh"),
             Self::Fqt => f.pad("fqt"),
+            Self::Pqb => f.pad("pqb"),
+            Self::Pqh => f.pad("pqh"),
+            Self::Pqt => f.pad("pqt"),
             Self::Cqcsr => f.pad("cqcsr"),
             Self::Fqcsr => f.pad("fqcsr"),
+            Self::Pqcsr => f.pad("pqcsr"),
             Self::Ipsr => f.pad("ipsr"),
             Self::Icvec => f.pad("icvec"),
             Self::MsiAddr(vector) => write!(f, "msi_addr_{vector}"),
@@ -279,14 +309,14 @@ impl fmt::Display for Register {
 
 /// A set of registers: those whose value a mirror page does not show yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct RegisterSet(u64);
+pub(crate) struct RegisterSet(u128);
 
 impl RegisterSet {
     /// Every register there is.
-    pub(crate) const ALL: Self = Self(0xffff_ffff_ffff_1fff);
+    pub(crate) const ALL: Self = Self(0x1_ffff_ffff_ffff_ffff);
 
     pub(crate) const fn insert(&mut self, register: Register) {
-        self.0 |= 1_u64.wrapping_shl(register.index());
+        self.0 |= 1_u128.wrapping_shl(register.index());
     }
 
     /// Takes one register out of the set, lowest first.
@@ -304,7 +334,7 @@ mod tests {
     #[test]
     fn every_register_has_its_own_index_and_offset() {
         let mut all = RegisterSet::ALL;
-        let mut seen = heapless::Vec::<_, 64>::new();
+        let mut seen = heapless::Vec::<_, 128>::new();
         while let Some(register) = all.pop() {
             assert_eq!(
                 Register::access(u64::from(register.offset()), Width::U32).map(|(found, _)| found),
@@ -313,7 +343,7 @@ mod tests {
             assert!(!seen.contains(&register.offset()));
             seen.push(register.offset()).unwrap();
         }
-        assert_eq!(seen.len(), 13 + 48);
+        assert_eq!(seen.len(), 17 + 48);
     }
 
     #[test]
