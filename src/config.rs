@@ -10,12 +10,15 @@ use crate::regs::{Capabilities, DdtpMode, Gxl};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     nesting: bool,
+    ats: bool,
     offer: Capabilities,
     vectors: u8,
     reset_mode: DdtpMode,
     debug: bool,
     counters: u8,
     qos_bits: u8,
+    gxl: Gxl,
+    pub(crate) synchronous_dma: bool,
     pub(crate) budget: u32,
     pub(crate) mirror: bool,
 }
@@ -23,15 +26,23 @@ pub struct Config {
 /// What the crate implements and offers unless told otherwise.
 const DEFAULT_OFFER: Capabilities = Capabilities::new()
     .with_version(0x10)
+    .with_sv32(true)
     .with_sv39(true)
     .with_sv48(true)
     .with_sv57(true)
     .with_svrsw60t59b(true)
     .with_svpbmt(true)
+    .with_amo_mrif(true)
+    .with_msi_mrif(true)
     .with_amo_hwad(true)
+    .with_ats(true)
+    .with_t2gpa(true)
     .with_hpm(true)
     .with_dbg(true)
     .with_pas(56)
+    .with_pd8(true)
+    .with_pd17(true)
+    .with_pd20(true)
     .with_qosid(true)
     .with_nl(true)
     .with_s(true);
@@ -46,20 +57,25 @@ impl Config {
         Self {
             nesting: true,
             offer: DEFAULT_OFFER,
+            ats: false,
             vectors: 4,
             reset_mode: DdtpMode::Off,
             debug: false,
             counters: 0,
             qos_bits: 0,
+            gxl: Gxl::Zero,
+            synchronous_dma: false,
             budget: 256,
             mirror: false,
         }
     }
 
-    /// For a host without a physical IOMMU: registers, queues and interrupts, no first-stage scheme.
+    /// For a host whose devices are all emulated: every first-stage scheme of RV64, process directories, and whatever
+    /// else [`nested`](Self::nested) offers.
     ///
-    /// No device is behind this IOMMU yet, as there is no software translation: the guest's machine description must
-    /// not send any device's requests to it.
+    /// Updates of A and D bits and interrupt files in memory need
+    /// [`compare_exchange`](crate::GuestMemory::compare_exchange). A second stage of the guest's own, MSI page tables, ATS, the
+    /// performance monitor, the debug interface and RV32 are offered where they are asked for.
     #[must_use]
     pub const fn emulated() -> Self {
         Self { nesting: false, ..Self::nested() }
@@ -80,10 +96,45 @@ impl Config {
         Self { offer: self.offer.with_msi_flat(extended), ..self }
     }
 
+    /// A second stage of the guest's own, so that it can give its emulated devices to VMs of its own: Sv39x4, Sv48x4 and
+    /// Sv57x4, and Sv32x4 where there is [RV32](Self::with_gxl). With
+    /// [`with_extended_contexts`](Self::with_extended_contexts) MSI page tables come with it.
+    ///
+    /// Not together with [`nested`](Self::nested): hardware has two stages, and the second is the host's.
+    #[must_use]
+    pub const fn with_second_stage(self, second_stage: bool) -> Self {
+        let offer = self.offer.with_sv32x4(second_stage).with_sv39x4(second_stage);
+        Self { offer: offer.with_sv48x4(second_stage).with_sv57x4(second_stage), ..self }
+    }
+
+    /// RV32 contexts, with Sv32 and Sv32x4: whether `fctl.GXL` is 0, 1, or the guest's to write. 0 unless said, and with
+    /// [`nested`](Self::nested).
+    #[must_use]
+    pub const fn with_gxl(self, gxl: Gxl) -> Self {
+        Self { gxl, ..self }
+    }
+
+    /// States that every DMA of an emulated device is done under the lock its
+    /// [`Translation`](crate::Translation) was asked for under: there is never one to wait for. Other hosts implement
+    /// [`GuestMemory::drain`](crate::GuestMemory::drain).
+    #[must_use]
+    pub const fn with_synchronous_dma(self, synchronous: bool) -> Self {
+        Self { synchronous_dma: synchronous, ..self }
+    }
+
     /// Lets the guest choose big-endian structures (`capabilities.END`), where the host's IOMMU can.
     #[must_use]
     pub const fn with_big_endian(self, end: bool) -> Self {
         Self { offer: self.offer.with_end(end), ..self }
+    }
+
+    /// Offers ATS and page requests to emulated devices, where each device's [`DevicePolicy`](crate::DevicePolicy)
+    /// grants them: [`next_message`](crate::VIommu::next_message), [`page_request`](crate::VIommu::page_request).
+    ///
+    /// Not together with [`nested`](Self::nested).
+    #[must_use]
+    pub const fn with_ats(self, ats: bool) -> Self {
+        Self { ats, ..self }
     }
 
     /// Number of interrupt vectors: 1, 2, 4, 8 or 16; at most as many as the guest is told of in its device tree.
@@ -149,7 +200,12 @@ impl Config {
 
     /// The registers' part of the configuration, with `capabilities` as the guest will read them: configuration and
     /// crate and host (design rule MRG-12).
-    pub(crate) fn setup(&self, kinds: InterruptKinds, host: &HostCapabilities) -> Result<Setup, ConfigError> {
+    pub(crate) fn setup(
+        &self,
+        kinds: InterruptKinds,
+        atomic: bool,
+        host: &HostCapabilities,
+    ) -> Result<Setup, ConfigError> {
         if !matches!(self.vectors, 1 | 2 | 4 | 8 | 16) {
             return Err(ConfigError::Vectors(self.vectors));
         }
@@ -177,25 +233,55 @@ impl Config {
             }
             nested
         } else {
-            own.with_end(offer.end())
-                .with_hpm(offer.hpm() && self.counters != 0)
-                .with_dbg(offer.dbg() && self.debug)
-                .with_pas(offer.pas())
-                .with_qosid(offer.qosid() && self.qos_bits != 0)
+            self.emulated_capabilities(own, atomic)
         };
         Ok(Setup {
             capabilities,
             vectors: self.vectors,
             reset_mode: self.reset_mode,
-            gxl: Gxl::Zero,
+            gxl: if self.nesting { Gxl::Zero } else { self.gxl },
             counters: self.counters,
             qos_bits: self.qos_bits,
         })
     }
 
+    /// `own` and what the crate does for devices whose requests it translates itself. What could not be reached is not
+    /// shown (rules REG-CAP-48, REG-CAP-49, REG-CAP-54).
+    fn emulated_capabilities(&self, own: Capabilities, atomic: bool) -> Capabilities {
+        let offer = self.offer;
+        let rv32 = self.gxl != Gxl::Zero;
+        let second_stage = (offer.sv32x4() && rv32) || offer.sv39x4() || offer.sv48x4() || offer.sv57x4();
+        let ats = offer.ats() && self.ats;
+        let mrif = offer.msi_mrif() && offer.msi_flat() && second_stage && atomic;
+        own.with_sv32(offer.sv32() && rv32)
+            .with_sv39(offer.sv39())
+            .with_sv48(offer.sv48())
+            .with_sv57(offer.sv57())
+            .with_svrsw60t59b(offer.svrsw60t59b())
+            .with_svpbmt(offer.svpbmt())
+            .with_sv32x4(offer.sv32x4() && rv32)
+            .with_sv39x4(offer.sv39x4())
+            .with_sv48x4(offer.sv48x4())
+            .with_sv57x4(offer.sv57x4())
+            .with_msi_mrif(mrif)
+            .with_amo_mrif(mrif)
+            .with_amo_hwad(offer.amo_hwad() && atomic)
+            .with_ats(ats)
+            .with_t2gpa(offer.t2gpa() && ats && second_stage)
+            .with_end(offer.end())
+            .with_hpm(offer.hpm() && self.counters != 0)
+            .with_dbg(offer.dbg() && self.debug)
+            .with_pas(offer.pas())
+            .with_pd8(offer.pd8())
+            .with_pd17(offer.pd17())
+            .with_pd20(offer.pd20())
+            .with_qosid(offer.qosid() && self.qos_bits != 0)
+    }
+
     /// What passthrough devices can not have, and what has limits of its own.
     fn check_emulated_only(&self) -> Result<(), ConfigError> {
-        let asked = [(self.debug, "DBG"), (self.counters != 0, "HPM"), (self.qos_bits != 0, "QOSID")];
+        let asked =
+            [(self.ats, "ATS"), (self.debug, "DBG"), (self.counters != 0, "HPM"), (self.qos_bits != 0, "QOSID")];
         if let (true, Some(&(_, name))) = (self.nesting, asked.iter().find(|(asked, _)| *asked)) {
             return Err(ConfigError::EmulatedOnly(name));
         }

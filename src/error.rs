@@ -6,6 +6,8 @@
 
 use thiserror_no_std::Error;
 
+use crate::fault::cause::Cause;
+
 /// Where `std::error::Error` leads inside this module, so that the crate compiles whether or not the derive emits it.
 mod std {
     pub(super) mod error {
@@ -120,10 +122,39 @@ pub enum AttachError {
     /// The host did not take the device.
     #[error("the host did not take the device: {0:}")]
     Host(OrderError),
+    /// DMA of emulated devices can not be waited for: the host neither keeps count of it
+    /// ([`GuestMemory::drain`](crate::GuestMemory::drain)) nor says that there is nothing to count
+    /// ([`Config::with_synchronous_dma`](crate::Config::with_synchronous_dma)).
+    #[error("DMA of emulated devices can not be waited for: implement drain, or configure synchronous DMA")]
+    NoDrain,
     /// Every device of this vIOMMU is blocked until its [`reset`](crate::VIommu::reset); [`Health`](crate::Health) says
     /// why.
     #[error("the vIOMMU needs a reset before it takes a device")]
     NeedsReset,
+}
+
+/// Why nothing was done for an emulated device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum TranslateError {
+    /// [`start`](crate::VIommu::start) comes first.
+    #[error("the vIOMMU has not been started")]
+    NotStarted,
+    /// The attachment is not that of an emulated device, or not any more.
+    #[error("no emulated device has this attachment")]
+    NotAttached,
+    /// The host did not grant this device what it asks for, or does not offer it to the guest; or its target does not
+    /// take such an access: an interrupt file in memory takes 4 bytes that are aligned. The access is aborted.
+    #[error("the access is not supported")]
+    Unsupported,
+    /// The write goes to an interrupt file in memory, which has to see the data:
+    /// [`Request::message`](crate::Request::message). Nothing was stored.
+    #[error("the data of the write is needed: it goes to an interrupt file in memory")]
+    NeedsData,
+    /// The guest's tables, or what they lead to, do not allow it. The access is aborted, and the fault has been recorded
+    /// as the guest's registers and tables ask for.
+    #[error("the guest does not allow the access: {0:?}")]
+    Fault(Cause),
 }
 
 /// Why [`detach`](crate::VIommu::detach) did nothing.
@@ -146,6 +177,7 @@ impl core::error::Error for MemoryFault {}
 impl core::error::Error for OrderError {}
 impl core::error::Error for ConfigError {}
 impl core::error::Error for AttachError {}
+impl core::error::Error for TranslateError {}
 impl core::error::Error for DetachError {}
 impl core::error::Error for IllegalCommand {}
 

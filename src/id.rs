@@ -45,10 +45,12 @@ macro_rules! id {
                 }
             }
 
+            #[allow(dead_code, reason = "for ids that are a field of a format; not all are")]
             pub(crate) const fn from_bits(value: u32) -> Self {
                 Self::truncate(value)
             }
 
+            #[allow(dead_code, reason = "as above")]
             pub(crate) const fn into_bits(self) -> u32 {
                 self.0
             }
@@ -82,6 +84,16 @@ id! {
     ///
     /// Only format types carry it. No order to the host does: a guest's GSCID names nothing on the host.
     Gscid, 16
+}
+
+id! {
+    /// Index of a page request group (PCI: PRGI): 9 bits. Source: "Page-Request-Queue (PQ)".
+    Prgi, 9
+}
+
+id! {
+    /// `ITag`, the number an ATS invalidation request has until it is completed (PCI): 5 bits.
+    Itag, 5
 }
 
 /// First-stage translation schemes: `iosatp.MODE`, whose encodings `tc.SXL` selects.

@@ -35,11 +35,12 @@ impl Signals {
 
     /// Sets the `ipsr` bits whose level condition holds (rules IRQ-02, IRQ-06).
     pub(crate) fn evaluate(&mut self, registers: &mut Registers) {
-        let (cq, fq) = (registers.cqcsr(), registers.fqcsr());
+        let (cq, fq, pq) = (registers.cqcsr(), registers.fqcsr(), registers.pqcsr());
         let cip = cq.cie() && (cq.cqmf() || cq.cmd_to() || cq.cmd_ill() || cq.fence_w_ip());
         let fip = fq.fie() && (fq.fqmf() || fq.fqof());
-        if cip || fip {
-            self.set(registers, Ipsr::new().with_cip(cip).with_fip(fip));
+        let pip = pq.pie() && (pq.pqmf() || pq.pqof());
+        if cip || fip || pip {
+            self.set(registers, Ipsr::new().with_cip(cip).with_fip(fip).with_pip(pip));
         }
     }
 
@@ -53,6 +54,13 @@ impl Signals {
     /// A counter overflowed (rules HPM-34, HPM-35). There is nothing to enable, and no level to come back to.
     pub(crate) fn counter_overflowed(&mut self, registers: &mut Registers) {
         self.set(registers, Ipsr::new().with_pmip(true));
+    }
+
+    /// A page request was written (rule IRQ-03).
+    pub(crate) fn page_requested(&mut self, registers: &mut Registers) {
+        if registers.pqcsr().pie() {
+            self.set(registers, Ipsr::new().with_pip(true));
+        }
     }
 
     fn set(&mut self, registers: &mut Registers, bits: Ipsr) {
@@ -108,6 +116,9 @@ impl Signals {
         } else if self.edges.pmip() {
             self.edges.set_pmip(false);
             Some(icvec.pmiv())
+        } else if self.edges.pip() {
+            self.edges.set_pip(false);
+            Some(icvec.piv())
         } else {
             None
         }

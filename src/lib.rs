@@ -19,12 +19,13 @@
 //!
 //! | layer | modules | what |
 //! |---|---|---|
-//! | 0 | [`error`] [`id`] [`addr`] `progress` | newtypes, host errors, what a call left to do |
+//! | 0 | `fault::cause` [`error`] [`id`] [`addr`] `progress` `attachment` | newtypes, host errors, what a call left to do |
 //! | 1 | [`regs::layout`] [`regs::capabilities`] [`regs`] [`fault`] [`backend`] | register formats and where each register is; causes; the host's traits and orders |
-//! | 2 | formats [`ddt::entry`] [`cmdq::command`] [`faultq::record`] [`pt`] [`msi`], `regs::file` `config` `mem` `ring` | records in memory; the register file; what is offered; the one place that reads and writes records; queue indices |
+//! | 2 | formats [`ddt::entry`] [`pdt::entry`] [`cmdq::command`] [`ats::message`] [`faultq::record`] [`pageq::record`] [`pt`] [`msi`], `regs::file` `config` `mem` `ring` | records in memory; the register file; what is offered; the one place that reads and writes records; queue indices |
 //! | 3 | `ioatc` `pt::check` `pt::scheme` `pt::walk` | what translation remembers; the way down the page tables of both stages |
-//! | 4 | [`ddt`] | locating and checking a device context |
-//! | 6 | `interrupt` `hpm` [`faultq`] `nest` [`cmdq`] | what the IOMMU does |
+//! | 4 | [`ddt`] `msi::mrif` | locating and checking a device context; MSI page tables |
+//! | 5 | [`pdt`] | locating and checking a process context |
+//! | 6 | `interrupt` `hpm` [`faultq`] `emulated` `drain` [`pageq`] [`ats`] `nest` `translate` [`cmdq`] | what the IOMMU does |
 //! | 8 | `stats` `viommu` | counts; `viommu` owns everything; the only module that sees everything |
 //! | 9 | `mock` | doubles for tests, feature `mock` |
 //!
@@ -62,14 +63,17 @@
 extern crate std;
 
 pub mod addr;
+pub mod ats;
+mod attachment;
 pub mod backend;
 pub mod cmdq;
 mod config;
 pub mod ddt;
+mod drain;
+mod emulated;
 pub mod error;
 pub mod fault;
 pub mod faultq;
-#[cfg_attr(not(test), expect(dead_code, reason = "the translation counts"))]
 mod hpm;
 pub mod id;
 mod interrupt;
@@ -79,6 +83,7 @@ mod mem;
 pub mod mock;
 pub mod msi;
 mod nest;
+pub mod pageq;
 pub mod pdt;
 mod progress;
 pub mod pt;
@@ -94,17 +99,26 @@ mod viommu;
 pub struct Readme;
 
 pub use addr::{Gpa, Iova, NestedGpa, Ppn};
+pub use ats::{DeviceMessage, InvalidationCompletion, InvalidationRequest, PageResponse};
+pub use attachment::Attachment;
 pub use backend::{
     Applied, Backend, Completion, Context, Epoch, FenceOutcome, FenceScope, FirstStage, GuestMemory, HostCapabilities,
     InterruptKinds, Interrupts, Invalidation, NoPhysical, Pages, Parts, PhysicalIommu, Post, Ticket,
 };
+pub use cmdq::ResponseCode;
 pub use config::Config;
-pub use error::{AttachError, ConfigError, DetachError, IdError, IllegalCommand, MemoryFault, OrderError};
+pub use error::{
+    AttachError, ConfigError, DetachError, IdError, IllegalCommand, MemoryFault, OrderError, TranslateError,
+};
 pub use fault::{Cause, TransactionType};
 pub use faultq::{FaultHead, FaultRecord, HostFault, Quirks};
-pub use id::{DeviceId, FirstStageMode, Gscid, ProcessId, Pscid, SecondStageMode};
-pub use nest::{Attachment, Health};
+pub use id::{DeviceId, FirstStageMode, Gscid, Itag, Prgi, ProcessId, Pscid, SecondStageMode};
+pub use nest::Health;
+pub use pageq::{PageRequest, PageRequestPayload};
 pub use progress::Progress;
-pub use regs::{Capabilities, Igs, Register, Width};
+pub use regs::{Capabilities, Gxl, Igs, Register, Width};
 pub use stats::Stats;
-pub use viommu::{Attached, DevicePolicy, VIommu};
+pub use translate::{
+    AtsCompletion, AtsRequest, AtsTranslation, Pbmt, Permissions, QosIds, Request, Target, Translation,
+};
+pub use viommu::{Attached, DevicePolicy, Pieces, VIommu};

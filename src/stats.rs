@@ -19,6 +19,8 @@ pub struct Stats {
     pub faults_lost: u64,
     /// Events that presented an old [`Attachment`](crate::Attachment).
     pub stale_events: u64,
+    /// What devices said of invalidation requests they do not have, or not any more.
+    pub unexpected_completions: u64,
 }
 
 impl Stats {
@@ -29,6 +31,7 @@ impl Stats {
         faults_withheld: 0,
         faults_lost: 0,
         stale_events: 0,
+        unexpected_completions: 0,
     };
 
     /// Counts what became of a fault.

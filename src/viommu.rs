@@ -1,24 +1,36 @@
 //! [`VIommu`]: owns everything, and is the only place that sees everything.
 
-use crate::backend::{Backend, FenceOutcome, FenceScope, Ticket};
+mod dma;
+mod emulated;
+
+pub use dma::Pieces;
+
+use crate::ats::Itags;
+use crate::attachment::{Attachment, Generations};
+use crate::backend::{Backend, FenceOutcome, FenceScope, Invalidation, Ticket};
 use crate::cmdq::{CommandQueue, Env};
 use crate::config::Config;
+use crate::drain::Drains;
+use crate::emulated::Emulated;
 use crate::error::{AttachError, ConfigError, DetachError};
 use crate::fault::Fault;
 use crate::faultq::{self, FaultQueue, HostFault, Origin};
 use crate::hpm;
 use crate::id::DeviceId;
 use crate::interrupt::Signals;
-use crate::nest::{Attachment, Barrier, Health, Nest, Verdict};
+use crate::nest::{Barrier, Health, Nest, Verdict};
 use crate::progress::{Budget, Progress};
 use crate::regs::file::{Effect, Registers};
-use crate::regs::{TrResponse, Width, low_half};
+use crate::regs::{Width, low_half};
 use crate::stats::Stats;
+use crate::translate::Caches;
 
 /// A virtual RISC-V IOMMU for one guest.
 ///
-/// `B` is the host ([`Backend`]), `DEVICES` the most passthrough devices that can be attached at a time, `BATCH` the
-/// most invalidations that are held back to go out together.
+/// `B` is the host ([`Backend`]), `DEVICES` the most passthrough devices that can be attached at a time, and the most
+/// emulated ones, `BATCH` the most invalidations that are held back to go out together, `CACHE` the
+/// most contexts and translations of each kind that are remembered for emulated devices (0: none), `ITAGS` the most ATS invalidations,
+/// 1 to 32, that emulated devices have not completed.
 ///
 /// Calls that can leave work behind return a [`Progress`]: [`Runnable`](Progress::Runnable) asks for [`run`](Self::run)
 /// before the vCPU goes on or blocks, [`Waiting`](Progress::Waiting) for [`fence_done`](Self::fence_done) when the
@@ -35,7 +47,13 @@ use crate::stats::Stats;
 /// static IOMMU: Mutex<Option<VIommu<Host, 4>>> = Mutex::new(None);
 /// ```
 #[derive(Debug)]
-pub struct VIommu<B: Backend, const DEVICES: usize = 16, const BATCH: usize = 16> {
+pub struct VIommu<
+    B: Backend,
+    const DEVICES: usize = 16,
+    const BATCH: usize = 16,
+    const CACHE: usize = 0,
+    const ITAGS: usize = 2,
+> {
     backend: B,
     /// `None` until [`start`](Self::start).
     config: Option<Config>,
@@ -44,6 +62,11 @@ pub struct VIommu<B: Backend, const DEVICES: usize = 16, const BATCH: usize = 16
     faults: FaultQueue,
     commands: CommandQueue,
     nest: Nest<B::Device, DEVICES, BATCH>,
+    emulated: Emulated<DEVICES>,
+    ats: Itags<ITAGS>,
+    caches: Caches<CACHE>,
+    drains: Drains,
+    generations: Generations,
     /// What the last `ddtp` write waits for.
     directory: Option<Barrier>,
     /// What the last call left.
@@ -51,11 +74,22 @@ pub struct VIommu<B: Backend, const DEVICES: usize = 16, const BATCH: usize = 16
     stats: Stats,
 }
 
-/// What the host may grant a device. There is nothing to grant beyond translation yet; ATS and page requests will be
-/// granted here.
+/// What the host grants a device beyond translation: nothing, unless said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct DevicePolicy {}
+pub struct DevicePolicy {
+    /// ATS and page requests, where [`Config::with_ats`] offers them: the model of an emulated device answers
+    /// invalidation requests. A passthrough device is not granted them yet.
+    pub ats: bool,
+}
+
+impl DevicePolicy {
+    /// States [`ats`](Self::ats).
+    #[must_use]
+    pub const fn with_ats(self, ats: bool) -> Self {
+        Self { ats, ..self }
+    }
+}
 
 /// A device was taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +102,9 @@ pub struct Attached {
     pub progress: Progress,
 }
 
-impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BATCH> {
+impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>
+    VIommu<B, DEVICES, BATCH, CACHE, ITAGS>
+{
     /// A vIOMMU that does nothing until [`start`](Self::start): registers read 0.
     #[must_use]
     pub const fn new(backend: B) -> Self {
@@ -80,6 +116,11 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
             faults: FaultQueue::new(),
             commands: CommandQueue::new(),
             nest: Nest::new(),
+            emulated: Emulated::new(),
+            ats: Itags::new(),
+            caches: Caches::new(),
+            drains: Drains::new(),
+            generations: Generations::new(),
             directory: None,
             progress: Progress::Idle,
             stats: Stats::NONE,
@@ -94,7 +135,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
         if self.config.is_some() {
             return Err(ConfigError::AlreadyStarted);
         }
-        let setup = config.setup(self.backend.kinds(), &self.backend.capabilities())?;
+        let setup =
+            config.setup(self.backend.kinds(), self.backend.has_compare_exchange(), &self.backend.capabilities())?;
         self.registers = Registers::of(setup);
         self.config = Some(*config);
         self.finish();
@@ -127,6 +169,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
             Effect::Directory => {
                 self.nest.release_batch(&mut self.backend);
                 self.nest.reread_all();
+                self.forget_translations();
                 self.directory = Some(Barrier::new(FenceScope::ALL));
                 self.advance();
             }
@@ -179,24 +222,32 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
     /// [`AttachError`]; the device is then not attached. With [`AttachError::Capability`] it was adopted and is
     /// blocked, invalidated, fenced and released like a device that is detached: [`run`](Self::run) finishes that.
     pub fn attach(&mut self, id: DeviceId, device: B::Device, policy: DevicePolicy) -> Result<Attached, AttachError> {
-        let DevicePolicy {} = policy;
+        let DevicePolicy { ats: _ } = policy;
         match self.config {
             None => return Err(AttachError::NotStarted),
             Some(config) if !config.is_nested() => return Err(AttachError::NotNested),
             Some(_) => {}
         }
-        let attached = self.nest.attach(id, device, self.registers.capabilities(), &mut self.backend);
+        if self.emulated.named(id).is_some() {
+            return Err(AttachError::IdInUse);
+        }
+        let promised = self.registers.capabilities();
+        let attached = self.nest.attach(id, device, promised, &mut self.generations, &mut self.backend);
         let progress = self.run();
         attached.map(|attachment| Attached { attachment, progress })
     }
 
-    /// Takes a device from the guest: blocked, invalidated, fenced, released. Done when the progress is
-    /// [`Idle`](Progress::Idle); until then the id stays in use.
+    /// Takes a device from the guest. A passthrough device is blocked, invalidated, fenced and released: done when the
+    /// progress is [`Idle`](Progress::Idle); until then the id stays in use. Of an emulated device everything under way is
+    /// forgotten, and its model has stopped using translations.
     ///
     /// # Errors
     /// [`DetachError`] if there is no such device.
     pub fn detach(&mut self, id: DeviceId) -> Result<Progress, DetachError> {
-        self.nest.detach(id)?;
+        match self.emulated.detach(id) {
+            Some(device) => self.ats.forget(device.attachment),
+            None => self.nest.detach(id)?,
+        }
         Ok(self.run())
     }
 
@@ -218,6 +269,11 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
             faults,
             commands,
             nest,
+            emulated: _,
+            ats,
+            caches: _,
+            drains: _,
+            generations: _,
             directory,
             progress: _,
             stats: _,
@@ -227,13 +283,17 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
         *faults = FaultQueue::new();
         *commands = CommandQueue::new();
         nest.reset();
+        ats.reset();
         *directory = None;
+        self.forget_translations();
         self.run()
     }
 
     /// Takes every device from the guest: to be called before the vIOMMU is dropped, which by itself does nothing.
     pub fn shutdown(&mut self) -> Progress {
         self.nest.detach_all();
+        self.emulated.detach_all();
+        self.ats.reset();
         self.run()
     }
 
@@ -330,19 +390,25 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
             return;
         };
         let mut budget = Budget::new(config.budget);
-        let mut waits = Progress::Idle;
+        let is_drained = self.drains.is_done(&mut self.backend);
+        let mut waits = if is_drained { Progress::Idle } else { Progress::Waiting };
         if let Some(barrier) = &mut self.directory {
             match self.nest.pass(barrier, &self.registers, &mut self.backend, &mut budget) {
+                Ok(()) if !is_drained => {}
                 Ok(()) => {
                     self.directory = None;
                     self.registers.clear_ddtp_busy();
                 }
-                Err(progress) => waits = progress,
+                Err(progress) => waits = waits.max(progress),
             }
         }
         let went = self.commands.advance(&mut Env {
             registers: &mut self.registers,
             nest: &mut self.nest,
+            emulated: &self.emulated,
+            ats: &mut self.ats,
+            caches: &mut self.caches,
+            drains: &mut self.drains,
             backend: &mut self.backend,
             budget: &mut budget,
             counts: &mut self.stats.commands,
@@ -350,11 +416,15 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize> VIommu<B, DEVICES, BA
         self.progress = waits.max(went);
     }
 
-    /// Answers the guest's translation request, within the write that makes it (rule DBG-25).
-    fn translate_for_debug(&mut self) {
-        // TRANSLATION: to be answered from `registers.debug_request()`; until then every request faults, unrecorded.
-        let (_iova, _ctl) = self.registers.debug_request();
-        self.registers.set_debug_response(TrResponse::new().with_fault(true));
+    /// The directory is another one: nothing of the old one is used for an access that begins now.
+    // UNSPECIFIED: what is remembered may be kept (rules REG-DDTP-13, CA-12); forgetting is always allowed.
+    fn forget_translations(&mut self) {
+        self.caches.clear();
+        self.drains.invalidate();
+        self.drains.fence(true);
+        if !self.emulated.is_empty() {
+            self.backend.unmapped(&Invalidation::Everything);
+        }
     }
 
     /// Ends every call that can change a register: what the guest may read is published before it is signalled.

@@ -8,8 +8,8 @@ use crate::id::{DeviceId, SecondStageMode};
 use crate::regs::{Capabilities, Width};
 
 use super::{
-    Applied, Completion, Context, Epoch, FenceScope, GuestMemory, HostCapabilities, InterruptKinds, Interrupts, Invalidation,
-    PhysicalIommu, Post, Ticket,
+    Applied, Completion, Context, Epoch, FenceScope, GuestMemory, HostCapabilities, InterruptKinds, Interrupts,
+    Invalidation, PhysicalIommu, Post, Ticket,
 };
 
 /// A [`Backend`](super::Backend) made of three values.

@@ -1,6 +1,9 @@
 //! Format of the commands: what each is, which bits are reserved, and which of them this IOMMU knows.
 
+mod ats;
 mod bits;
+
+pub use ats::{AtsInval, AtsPrgr, Destination, InvalidationPayload, ResponseCode, ResponsePayload};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -9,7 +12,7 @@ use crate::error::IllegalCommand;
 use crate::id::{DeviceId, Gscid, ProcessId, Pscid};
 use crate::regs::{Capabilities, DdtpMode};
 
-use bits::{Head, IODIR, IOFENCE, IOTINVAL, IodirBits, IofenceBits, IotinvalBits};
+use bits::{ATS, AtsBits, Head, IODIR, IOFENCE, IOTINVAL, IodirBits, IofenceBits, IotinvalBits};
 
 /// A command as it is in the queue: 16 bytes, two 64-bit words. Source: "Command-Queue (CQ)".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -50,6 +53,10 @@ pub enum Command {
     IodirInvalDdt(Option<DeviceId>),
     /// `IODIR.INVAL_PDT`: a cached process context.
     IodirInvalPdt(DeviceId, ProcessId),
+    /// `ATS.INVAL`: what a function's own cache holds.
+    AtsInval(AtsInval),
+    /// `ATS.PRGR`: the answer to a group of page requests.
+    AtsPrgr(AtsPrgr),
 }
 
 /// Operands of `IOTINVAL`. Source: "IOMMU Page-Table cache invalidation commands".
@@ -254,7 +261,14 @@ impl Command {
                     _ => Err(IllegalCommand),
                 }
             }
-            // ATS commands belong here once `capabilities.ATS` can be offered.
+            (ATS, func3 @ (0 | 1)) => {
+                let command = AtsBits::from_bits(bits);
+                match (legality.capabilities.ats() && !command.is_reserved(), func3) {
+                    (false, _) => Err(IllegalCommand),
+                    (true, 0) => Ok(Self::AtsInval(AtsInval::decode(command))),
+                    (true, _) => Ok(Self::AtsPrgr(AtsPrgr::decode(command))),
+                }
+            }
             _ => Err(IllegalCommand),
         }
     }
@@ -289,6 +303,8 @@ impl Command {
                 .with_did(device)
                 .with_pid(process)
                 .into_bits(),
+            Self::AtsInval(operands) => operands.encode(),
+            Self::AtsPrgr(operands) => operands.encode(),
         })
     }
 }

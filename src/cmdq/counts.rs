@@ -16,13 +16,25 @@ pub struct CommandCounts {
     pub iodir_inval_ddt: u64,
     /// `IODIR.INVAL_PDT`.
     pub iodir_inval_pdt: u64,
+    /// `ATS.INVAL`.
+    pub ats_inval: u64,
+    /// `ATS.PRGR`.
+    pub ats_prgr: u64,
     /// Commands that stopped the queue with `cmd_ill`.
     pub illegal: u64,
 }
 
 impl CommandCounts {
-    pub(crate) const NONE: Self =
-        Self { iotinval_vma: 0, iotinval_gvma: 0, iofence_c: 0, iodir_inval_ddt: 0, iodir_inval_pdt: 0, illegal: 0 };
+    pub(crate) const NONE: Self = Self {
+        iotinval_vma: 0,
+        iotinval_gvma: 0,
+        iofence_c: 0,
+        iodir_inval_ddt: 0,
+        iodir_inval_pdt: 0,
+        ats_inval: 0,
+        ats_prgr: 0,
+        illegal: 0,
+    };
 
     /// Counts a command that the head has passed.
     pub(super) fn count(&mut self, command: &Command) {
@@ -32,6 +44,8 @@ impl CommandCounts {
             Command::IofenceC(_) => &mut self.iofence_c,
             Command::IodirInvalDdt(_) => &mut self.iodir_inval_ddt,
             Command::IodirInvalPdt(..) => &mut self.iodir_inval_pdt,
+            Command::AtsInval(_) => &mut self.ats_inval,
+            Command::AtsPrgr(_) => &mut self.ats_prgr,
         };
         *counter = counter.wrapping_add(1);
     }

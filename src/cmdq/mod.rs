@@ -3,27 +3,40 @@
 pub mod command;
 mod counts;
 
-pub use command::{Command, IofenceC, Iotinval, Legality, PageRange, RawCommand};
+pub use command::{
+    AtsInval, AtsPrgr, Command, Destination, InvalidationPayload, IofenceC, Iotinval, Legality, PageRange, RawCommand,
+    ResponseCode, ResponsePayload,
+};
 pub use counts::CommandCounts;
 
 use zerocopy::FromZeros;
 
+use crate::ats::{Full, Itags};
 use crate::backend::{Backend, FenceScope, Invalidation, Pages, Post};
+use crate::drain::Drains;
+use crate::emulated::Emulated;
 use crate::error::MemoryFault;
+use crate::id::DeviceId;
 use crate::mem::View;
 use crate::nest::{Barrier, Nest};
 use crate::progress::{Budget, Progress};
 use crate::regs::Cqcsr;
 use crate::regs::file::Registers;
 use crate::ring::Ring;
+use crate::translate::Caches;
 
 /// Commands read at once: bytes of one load.
 const SPAN: usize = 16;
 
 /// What the queue works on.
-pub(crate) struct Env<'a, B: Backend, const DEVICES: usize, const BATCH: usize> {
+pub(crate) struct Env<'a, B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>
+{
     pub(crate) registers: &'a mut Registers,
     pub(crate) nest: &'a mut Nest<B::Device, DEVICES, BATCH>,
+    pub(crate) emulated: &'a Emulated<DEVICES>,
+    pub(crate) ats: &'a mut Itags<ITAGS>,
+    pub(crate) caches: &'a mut Caches<CACHE>,
+    pub(crate) drains: &'a mut Drains,
     pub(crate) backend: &'a mut B,
     pub(crate) budget: &'a mut Budget,
     pub(crate) counts: &'a mut CommandCounts,
@@ -51,9 +64,15 @@ impl CommandQueue {
     }
 
     /// Goes on with the queue as far as it can, and settles what its commands named.
-    pub(crate) fn advance<B: Backend, const DEVICES: usize, const BATCH: usize>(
+    pub(crate) fn advance<
+        B: Backend,
+        const DEVICES: usize,
+        const BATCH: usize,
+        const CACHE: usize,
+        const ITAGS: usize,
+    >(
         &mut self,
-        env: &mut Env<'_, B, DEVICES, BATCH>,
+        env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
     ) -> Progress {
         let progress = self.execute(env);
         let csr = env.registers.cqcsr();
@@ -65,9 +84,9 @@ impl CommandQueue {
         progress.max(env.nest.settle(env.registers, env.backend, env.budget))
     }
 
-    fn execute<B: Backend, const DEVICES: usize, const BATCH: usize>(
+    fn execute<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>(
         &mut self,
-        env: &mut Env<'_, B, DEVICES, BATCH>,
+        env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
     ) -> Progress {
         if self.fence.is_some() {
             match self.go_on_with_fence(env) {
@@ -99,10 +118,10 @@ impl CommandQueue {
     }
 
     /// Decides on the one copy of the command.
-    fn carry_out<B: Backend, const DEVICES: usize, const BATCH: usize>(
+    fn carry_out<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>(
         &mut self,
         raw: RawCommand,
-        env: &mut Env<'_, B, DEVICES, BATCH>,
+        env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
     ) -> Flow {
         let registers = &*env.registers;
         let legality = Legality::new(registers.capabilities(), registers.fctl().wsi(), registers.mode());
@@ -114,27 +133,38 @@ impl CommandQueue {
         };
         log::trace!("{command:x?}");
         match command {
-            // Without a second stage of the guest's own there is one set of spaces, which the host's GSCID tags.
-            Command::IotinvalVma(Iotinval { gscid: None, pscid, range }) => {
-                let order = match (range, pscid) {
-                    (Some(range), pscid) => Invalidation::Pages(Pages {
-                        first: range.first(),
-                        last: range.last(),
-                        pscid,
-                        non_leaf: range.non_leaf(),
-                    }),
-                    (None, Some(pscid)) => Invalidation::AddressSpace(pscid),
-                    (None, None) => Invalidation::FirstStage,
-                };
-                if let Err(progress) = env.nest.invalidate(order, env.backend) {
-                    return Flow::Wait(progress);
+            Command::IotinvalVma(operands) => {
+                // For passthrough devices there is no second stage of the guest's own, and so one set of spaces, which the
+                // host's GSCID tags; those of other VMs of the guest's do not exist (rule VC-22).
+                if operands.gscid.is_none() {
+                    if let Err(progress) = env.nest.invalidate(first_stage(&operands), env.backend) {
+                        return Flow::Wait(progress);
+                    }
+                }
+                env.caches.forget_first_stage(&operands);
+                env.forget_dma(&first_stage(&operands));
+            }
+            // For passthrough devices there is no second stage to forget (rule VC-30).
+            Command::IotinvalGvma(operands) => {
+                env.caches.forget_second_stage(&operands);
+                env.forget_dma(&Invalidation::Everything);
+            }
+            Command::IodirInvalPdt(device, process) => {
+                env.caches.forget_process(device, process);
+                env.forget_dma(&Invalidation::Device(device));
+            }
+            Command::IodirInvalDdt(device) => {
+                env.nest.inval_ddt(device);
+                env.caches.forget_device(device);
+                env.forget_dma(&device.map_or(Invalidation::Everything, Invalidation::Device));
+            }
+            Command::AtsInval(_) | Command::AtsPrgr(_) => {
+                if let Err(Full) = message(&command, env) {
+                    return Flow::Wait(Progress::Waiting);
                 }
             }
-            // Spaces of VMs of the guest's own, and their second stage: there are none (rules VC-22, VC-30). Process
-            // directories are not offered either.
-            Command::IotinvalVma(_) | Command::IotinvalGvma(_) | Command::IodirInvalPdt(..) => {}
-            Command::IodirInvalDdt(device) => env.nest.inval_ddt(device),
             Command::IofenceC(fence) => {
+                env.drains.fence(fence.pr || fence.pw);
                 self.fence = Some((fence, Barrier::new(FenceScope::new(fence.pr, fence.pw))));
                 return self.go_on_with_fence(env);
             }
@@ -144,20 +174,35 @@ impl CommandQueue {
     }
 
     /// In the order of rules FEN-02 and VC-47: everything before it, the timeout, the store, the head, the wire.
-    fn go_on_with_fence<B: Backend, const DEVICES: usize, const BATCH: usize>(
+    fn go_on_with_fence<
+        B: Backend,
+        const DEVICES: usize,
+        const BATCH: usize,
+        const CACHE: usize,
+        const ITAGS: usize,
+    >(
         &mut self,
-        env: &mut Env<'_, B, DEVICES, BATCH>,
+        env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
     ) -> Flow {
         let Some((fence, barrier)) = &mut self.fence else {
             return Flow::Next;
         };
+        // Nothing behind the fence has been fetched: what is under way to devices was ordered before it.
+        if !env.ats.is_idle() {
+            return Flow::Wait(Progress::Waiting);
+        }
+        let is_drained = env.drains.is_done(env.backend);
         if let Err(progress) = env.nest.pass(barrier, env.registers, env.backend, env.budget) {
             return Flow::Wait(progress);
+        }
+        if !is_drained {
+            return Flow::Wait(Progress::Waiting);
         }
         let fence = *fence;
         // Done, or stopped and then fetched and carried out again as a whole (rules FEN-05, FEN-07).
         self.fence = None;
-        if env.nest.take_timeout() {
+        let timed_out = [env.nest.take_timeout(), env.ats.take_timeout()];
+        if timed_out.contains(&true) {
             set_status(env.registers, |csr| csr.with_cmd_to(true));
             return Flow::Stop;
         }
@@ -175,6 +220,49 @@ impl CommandQueue {
     }
 }
 
+impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>
+    Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>
+{
+    /// Emulated devices are to forget translations, too: those in use are waited for by the next fence.
+    fn forget_dma(&mut self, what: &Invalidation<DeviceId>) {
+        self.drains.invalidate();
+        if !self.emulated.is_empty() {
+            self.backend.unmapped(what);
+        }
+    }
+}
+
+/// An `IOTINVAL.VMA` as an order.
+fn first_stage<D>(operands: &Iotinval) -> Invalidation<D> {
+    match (operands.range, operands.pscid) {
+        (Some(range), pscid) => {
+            Invalidation::Pages(Pages { first: range.first(), last: range.last(), pscid, non_leaf: range.non_leaf() })
+        }
+        (None, Some(pscid)) => Invalidation::AddressSpace(pscid),
+        (None, None) => Invalidation::FirstStage,
+    }
+}
+
+/// Sends the message of an ATS command, if it names a device that takes part in ATS. Other functions have none: no
+/// timeout is made up for them (rules VC-11, VC-71).
+fn message<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>(
+    command: &Command,
+    env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
+) -> Result<(), Full> {
+    let to = |destination: Destination| {
+        env.emulated.named(destination.device()).filter(|device| device.ats).map(|device| device.attachment)
+    };
+    match command {
+        Command::AtsInval(operands) => {
+            to(operands.destination).map_or(Ok(()), |device| env.ats.invalidate(device, operands))
+        }
+        Command::AtsPrgr(operands) => {
+            to(operands.destination).map_or(Ok(()), |device| env.ats.respond(device, operands))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Whether a command may be fetched (rule CQ-02).
 const fn runs(csr: Cqcsr) -> bool {
     csr.cqen() && csr.cqon() && !csr.cqmf() && !csr.cmd_to() && !csr.cmd_ill()
@@ -182,8 +270,8 @@ const fn runs(csr: Cqcsr) -> bool {
 
 /// Reads the commands at the head, one load where they are contiguous. A load that fails is tried again for the first
 /// of them alone, so that those before the unreadable one are carried out.
-fn fetch<'b, B: Backend, const DEVICES: usize, const BATCH: usize>(
-    env: &Env<'_, B, DEVICES, BATCH>,
+fn fetch<'b, B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>(
+    env: &Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
     buffer: &'b mut [RawCommand; SPAN],
 ) -> Result<&'b [RawCommand], MemoryFault> {
     let registers = &*env.registers;
@@ -203,9 +291,9 @@ fn fetch<'b, B: Backend, const DEVICES: usize, const BATCH: usize>(
 }
 
 /// The head moves past the command at it.
-fn step_over<B: Backend, const DEVICES: usize, const BATCH: usize>(
+fn step_over<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>(
     command: &Command,
-    env: &mut Env<'_, B, DEVICES, BATCH>,
+    env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
 ) {
     let ring = Ring::<16>::new(env.registers.cqb());
     let next = ring.next(env.registers.cqh());

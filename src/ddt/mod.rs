@@ -6,9 +6,7 @@
 pub(crate) mod check;
 pub mod entry;
 
-pub(crate) use check::{
-    Checked, FirstStageContext, Iosatp, MsiContext, Pdtp, SecondStageContext, iosatp, iosatp_mode_offered,
-};
+pub(crate) use check::{Checked, FirstStageContext, Iosatp, MsiContext, Pdtp, iosatp, iosatp_mode_offered};
 pub use entry::{BaseContext, DdtEntry, ExtendedContext, Fsc, Iohgatp, MsiPageBits, Msiptp, Ta, Tc};
 
 use crate::addr::{Gpa, Ppn};
@@ -16,8 +14,8 @@ use crate::backend::GuestMemory;
 use crate::fault::{Cause, Fault};
 use crate::id::DeviceId;
 use crate::mem::View;
-use crate::regs::DdtpMode;
 use crate::regs::file::Registers;
+use crate::regs::{DdtpMode, Gxl};
 
 use check::{Copied, Rules};
 
@@ -51,8 +49,8 @@ impl Directory {
                 capabilities,
                 be: registers.fctl().be(),
                 gxl: registers.fctl().gxl(),
-                gxl_writable: false,
-                qos_bits: 12,
+                gxl_writable: registers.setup().gxl == Gxl::Writable,
+                qos_bits: registers.setup().qos_bits,
             },
         })
     }

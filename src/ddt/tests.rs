@@ -253,7 +253,10 @@ fn a_context_that_changes_under_its_reader_is_judged_by_one_copy() {
         memory.on_load(way.entries[0], [V, V, 0]);
         let found = directory.locate(&memory, way.id).unwrap();
         let root = Ppn::truncate(0x8_0000);
-        assert!(matches!(found.first_stage, FirstStageContext::Iosatp(Some(Iosatp { root: r, .. })) if r == root), "T08, MRG-16");
+        assert!(
+            matches!(found.first_stage, FirstStageContext::Iosatp(Some(Iosatp { root: r, .. })) if r == root),
+            "T08, MRG-16"
+        );
         assert_eq!(cause(&directory, &memory, way.id), Some(259), "DDT-17");
         assert_eq!(cause(&directory, &memory, way.id), Some(258), "DDT-17");
         assert_eq!(memory.take_loads(), [way.loads(), way.loads(), way.loads()].concat(), "T08: one load each");

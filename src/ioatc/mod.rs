@@ -139,10 +139,11 @@ impl<S: Copy + PartialEq, A: Copy, const N: usize> Stage<S, A, N> {
 
     /// The lowest table on the way to an address.
     pub(crate) fn table(&self, space: S, address: u64) -> Option<Table<A>> {
-        let tables = self.0.iter().filter(|entry| entry.holds(&space, address)).filter_map(|entry| match entry.content {
-            Content::Table(table) => Some(table),
-            Content::Leaf(_) => None,
-        });
+        let tables =
+            self.0.iter().filter(|entry| entry.holds(&space, address)).filter_map(|entry| match entry.content {
+                Content::Table(table) => Some(table),
+                Content::Leaf(_) => None,
+            });
         tables.min_by_key(|table| table.level)
     }
 
@@ -208,9 +209,7 @@ impl<const N: usize> Ioatc<N> {
     /// `IOTINVAL.GVMA`: second-stage entries of one VM, or of all (rules GVM-01 to GVM-03).
     pub(crate) fn forget_second(&mut self, gscid: Option<Gscid>, range: Range) {
         self.second.0.forget(|entry| gscid.is_none_or(|gscid| entry.space == gscid && entry.is_meant(range)));
-        let is_within = |page| {
-            range.is_none_or(|range| (range.first().get()..=range.last().get()).contains(&page))
-        };
+        let is_within = |page| range.is_none_or(|range| (range.first().get()..=range.last().get()).contains(&page));
         self.msi.forget(|entry| gscid.is_none_or(|gscid| entry.gscid == gscid && is_within(entry.page)));
     }
 

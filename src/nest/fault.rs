@@ -1,5 +1,6 @@
 //! What a fault of the physical IOMMU means to the guest (rules VT-02 to VT-07).
 
+use crate::attachment::Attachment;
 use crate::backend::GuestMemory;
 use crate::fault::{Cause, Fault};
 use crate::faultq::{HostFault, Origin};
@@ -7,7 +8,7 @@ use crate::regs::file::Registers;
 
 use super::Nest;
 use super::context::Reading;
-use super::slot::{Attachment, Phase, Reread};
+use super::slot::{Phase, Reread};
 
 /// What to do with a host fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,12 +33,12 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         memory: &impl GuestMemory,
     ) -> Verdict {
         let Some(slot) =
-            self.slots.iter_mut().find(|slot| slot.attachment() == attachment && slot.phase != Phase::Leaving)
+            self.slots.iter_mut().find(|slot| slot.attachment == attachment && slot.phase != Phase::Leaving)
         else {
             return Verdict::NotOurs;
         };
         let HostFault { cause: _, access, process, privileged, iova } = *fault;
-        let origin = Origin { device: slot.id, access, process, privileged, iova };
+        let origin = Origin { device: slot.id(), access, process, privileged, iova };
         let report = |cause, dtf| Verdict::Report { fault: Fault::new(cause), origin, dtf };
         // A blocked state on the way to the context, or from the last one, has faults of the host's structures too.
         let in_transit = slot.was_blocked && !slot.step.is_final(self.completed);
@@ -49,7 +50,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         }
         // Hardware refused the transaction by its context. Whether the guest's own registers and directory refuse it
         // too decides what the guest is shown, whatever cause the host's context gave it (rule VT-04).
-        let reading = Reading::take(registers, memory, slot.id);
+        let reading = Reading::take(registers, memory, slot.id());
         let dtf = reading.dtf().unwrap_or(false);
         if let Some(fault) = reading.refuses(access, process.is_some()) {
             return Verdict::Report { fault, origin, dtf };

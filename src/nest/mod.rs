@@ -14,6 +14,7 @@ mod slot;
 
 use heapless::Vec;
 
+use crate::attachment::{Attachment, Generations};
 use crate::backend::{Backend, Ticket};
 use crate::config::mismatch;
 use crate::error::{AttachError, DetachError, OrderError};
@@ -25,7 +26,6 @@ use slot::{Phase, Reread, Slot};
 
 pub(crate) use fault::Verdict;
 pub(crate) use order::Barrier;
-pub use slot::Attachment;
 
 /// Whether the physical side still does what it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,7 +67,6 @@ pub(crate) struct Nest<D, const DEVICES: usize, const BATCH: usize> {
     /// An invalidation was refused for good: nothing is unblocked until the reset.
     locked: bool,
     residue: Residue,
-    generations: u32,
     /// Where the search for a context that became valid goes on.
     probed: usize,
 }
@@ -89,7 +88,6 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             health: Health::Good,
             locked: false,
             residue: Residue::None,
-            generations: 0,
             probed: 0,
         }
     }
@@ -98,18 +96,24 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         self.health
     }
 
+    /// Whether a device has this id, perhaps one that is leaving.
+    pub(crate) fn has(&self, id: DeviceId) -> bool {
+        self.slots.iter().any(|slot| slot.id() == id)
+    }
+
     /// Takes a device in, blocked. Its context is read after a fence.
     pub(crate) fn attach<B: Backend<Device = D>>(
         &mut self,
         id: DeviceId,
         device: D,
         promised: Capabilities,
+        generations: &mut Generations,
         backend: &mut B,
     ) -> Result<Attachment, AttachError> {
         if self.health == Health::Failed || self.locked {
             return Err(AttachError::NeedsReset);
         }
-        if self.slots.iter().any(|slot| slot.id == id) {
+        if self.has(id) {
             return Err(AttachError::IdInUse);
         }
         if self.slots.iter().any(|slot| slot.device == device) {
@@ -127,9 +131,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
                 return Err(AttachError::Host(error));
             }
         };
-        self.generations = self.generations.wrapping_add(1);
-        let mut slot = Slot::new(id, device, self.generations);
-        let attachment = slot.attachment();
+        let attachment = generations.attach(id);
+        let mut slot = Slot::new(attachment, device);
         let weaker = mismatch(promised, &host);
         if weaker.is_some() {
             // It was adopted: it leaves as every device does, blocked, invalidated and fenced.
@@ -149,7 +152,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         let slot = self
             .slots
             .iter_mut()
-            .find(|slot| slot.id == id && slot.phase != Phase::Leaving)
+            .find(|slot| slot.id() == id && slot.phase != Phase::Leaving)
             .ok_or(DetachError::NotAttached)?;
         slot.leave();
         Ok(())
@@ -161,8 +164,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         }
     }
 
-    /// After a reset every device is blocked and fenced anew; those that were leaving go on leaving. Tickets and
-    /// generations only grow, also across resets.
+    /// After a reset every device is blocked and fenced anew; those that were leaving go on leaving. Tickets only
+    /// grow, also across resets.
     pub(crate) fn reset(&mut self) {
         let Self {
             slots,
@@ -174,7 +177,6 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             health,
             locked,
             residue: _,
-            generations: _,
             probed,
         } = self;
         *timed_out = false;
@@ -189,7 +191,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
 
     /// `IODIR.INVAL_DDT`: hardware forgets the device's entries, and its context is read again.
     pub(crate) fn inval_ddt(&mut self, id: Option<DeviceId>) {
-        for slot in self.slots.iter_mut().filter(|slot| id.is_none_or(|id| slot.id == id)) {
+        for slot in self.slots.iter_mut().filter(|slot| id.is_none_or(|id| slot.id() == id)) {
             slot.reread(Reread::Named);
         }
     }
@@ -203,7 +205,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
 
     /// Reads the context of one device again.
     pub(crate) fn reread(&mut self, id: DeviceId) {
-        for slot in self.slots.iter_mut().filter(|slot| slot.id == id) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.id() == id) {
             slot.reread(Reread::Unasked);
         }
     }

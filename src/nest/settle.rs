@@ -58,7 +58,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             if !budget.take() {
                 return Ok(Progress::Runnable);
             }
-            let reading = Reading::take(registers, backend, slot.id);
+            let reading = Reading::take(registers, backend, slot.id());
             slot.stale = None;
             slot.unasked = why == Reread::Unasked;
             slot.owed |= why == Reread::Named;

@@ -1,23 +1,8 @@
 //! One attached device.
 
+use crate::attachment::Attachment;
 use crate::backend::{Context, Ticket};
 use crate::id::DeviceId;
-
-/// Proof of one attachment. What the host delivers for a device presents it, so that nothing meant for an earlier
-/// owner of the same id arrives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Attachment {
-    device: DeviceId,
-    generation: u32,
-}
-
-impl Attachment {
-    /// The guest's id of the device.
-    #[must_use]
-    pub const fn device(self) -> DeviceId {
-        self.device
-    }
-}
 
 /// Where an attachment is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +52,8 @@ impl Step {
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts about one device")]
 pub(super) struct Slot<D> {
-    pub(super) id: DeviceId,
+    pub(super) attachment: Attachment,
     pub(super) device: D,
-    generation: u32,
     pub(super) phase: Phase,
     pub(super) stale: Option<Reread>,
     /// The last reading was one the guest did not ask for.
@@ -99,11 +83,10 @@ pub(super) struct Slot<D> {
 
 impl<D> Slot<D> {
     /// A device just adopted: what context it has is not known.
-    pub(super) const fn new(id: DeviceId, device: D, generation: u32) -> Self {
+    pub(super) const fn new(attachment: Attachment, device: D) -> Self {
         Self {
-            id,
+            attachment,
             device,
-            generation,
             phase: Phase::Entering,
             stale: None,
             unasked: false,
@@ -121,8 +104,9 @@ impl<D> Slot<D> {
         }
     }
 
-    pub(super) const fn attachment(&self) -> Attachment {
-        Attachment { device: self.id, generation: self.generation }
+    /// The guest's id of the device.
+    pub(super) const fn id(&self) -> DeviceId {
+        self.attachment.device()
     }
 
     /// Blocked, invalidated and fenced anew, then released.
@@ -134,9 +118,8 @@ impl<D> Slot<D> {
     /// Blocked, invalidated and fenced anew, whatever was known of it; what comes then is up to the phase.
     pub(super) fn restart(&mut self) {
         let Self {
-            id: _,
+            attachment: _,
             device: _,
-            generation: _,
             phase,
             stale,
             unasked,

@@ -49,7 +49,8 @@ impl Scheme {
 
     /// Bytes from the start of its table to the entry at `level` for `address`.
     pub(crate) fn offset(self, address: u64, level: u8) -> u64 {
-        let bits = if level == self.root_level() { self.index_bits.saturating_add(self.root_bits) } else { self.index_bits };
+        let bits =
+            if level == self.root_level() { self.index_bits.saturating_add(self.root_bits) } else { self.index_bits };
         let index = address.wrapping_shr(self.shift(level).into()) & !u64::MAX.wrapping_shl(bits.into());
         index.wrapping_mul(self.width.bytes().into())
     }
@@ -89,7 +90,11 @@ mod tests {
         let cases: [(Scheme, u64, &[u64]); 6] = [
             (Scheme::first_stage(FirstStageMode::Sv32), 0x3ff << 22 | 5 << 12, &[0xffc, 0x14]),
             (Scheme::first_stage(FirstStageMode::Sv39), 0x1ff << 30 | 6 << 21 | 5 << 12, &[0xff8, 0x30, 0x28]),
-            (Scheme::first_stage(FirstStageMode::Sv57), 1 << 48 | 2 << 39 | 3 << 30 | 4 << 21 | 5 << 12, &[8, 16, 24, 32, 40]),
+            (
+                Scheme::first_stage(FirstStageMode::Sv57),
+                1 << 48 | 2 << 39 | 3 << 30 | 4 << 21 | 5 << 12,
+                &[8, 16, 24, 32, 40],
+            ),
             (Scheme::second_stage(SecondStageMode::Sv32x4), 0xfff << 22 | 5 << 12, &[0x3ffc, 0x14]),
             (Scheme::second_stage(SecondStageMode::Sv39x4), 0x7ff << 30 | 6 << 21 | 5 << 12, &[0x3ff8, 0x30, 0x28]),
             (Scheme::second_stage(SecondStageMode::Sv57x4), 0x7ff << 48 | 2 << 39, &[0x3ff8, 16, 0, 0, 0]),
@@ -122,7 +127,8 @@ mod tests {
 
     #[test]
     fn the_second_stage_takes_two_more_bits_zero_extended() {
-        let modes = [SecondStageMode::Sv32x4, SecondStageMode::Sv39x4, SecondStageMode::Sv48x4, SecondStageMode::Sv57x4];
+        let modes =
+            [SecondStageMode::Sv32x4, SecondStageMode::Sv39x4, SecondStageMode::Sv48x4, SecondStageMode::Sv57x4];
         for (mode, bits) in modes.into_iter().zip([34, 41, 50, 59]) {
             let scheme = Scheme::second_stage(mode);
             assert_eq!((scheme.input_bits(), mode.input_width()), (bits, bits), "S2-03");

@@ -228,7 +228,8 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
             return Err(refused);
         }
         let remembered = self.ioatc.second.leaf(stage.gscid, gpa.get());
-        let leaf = match remembered.filter(|leaf| need.allowed_by_second(leaf.pte) && need.marks(leaf.pte) == leaf.pte) {
+        let leaf = match remembered.filter(|leaf| need.allowed_by_second(leaf.pte) && need.marks(leaf.pte) == leaf.pte)
+        {
             Some(leaf) => leaf,
             None => {
                 self.loads.missed = true;

@@ -9,8 +9,8 @@ mod hpm;
 mod write;
 
 use super::{
-    Capabilities, Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Gxl, Icvec, Igs, IommuQosid, Ipsr, MsiAddr, MsiVecCtl, QueueBase,
-    Register, RegisterSet, Width,
+    Capabilities, Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Gxl, Icvec, Igs, IommuQosid, Ipsr, MsiAddr, MsiVecCtl, Pqcsr,
+    QueueBase, Register, RegisterSet, Width,
 };
 
 use debug::TranslationRequest;
@@ -78,8 +78,12 @@ pub(crate) struct Registers {
     fqb: QueueBase,
     fqh: u32,
     fqt: u32,
+    pqb: QueueBase,
+    pqh: u32,
+    pqt: u32,
     cqcsr: Cqcsr,
     fqcsr: Fqcsr,
+    pqcsr: Pqcsr,
     ipsr: Ipsr,
     hpm: Hpm,
     debug: TranslationRequest,
@@ -110,8 +114,12 @@ impl Registers {
             fqb: QueueBase::new(),
             fqh: 0,
             fqt: 0,
+            pqb: QueueBase::new(),
+            pqh: 0,
+            pqt: 0,
             cqcsr: Cqcsr::new(),
             fqcsr: Fqcsr::new(),
+            pqcsr: Pqcsr::new(),
             ipsr: Ipsr::new(),
             hpm: Hpm::new(),
             debug: TranslationRequest::new(),
@@ -182,6 +190,22 @@ impl Registers {
         self.fqcsr
     }
 
+    pub(crate) const fn pqb(&self) -> QueueBase {
+        self.pqb
+    }
+
+    pub(crate) const fn pqh(&self) -> u32 {
+        self.pqh
+    }
+
+    pub(crate) const fn pqt(&self) -> u32 {
+        self.pqt
+    }
+
+    pub(crate) const fn pqcsr(&self) -> Pqcsr {
+        self.pqcsr
+    }
+
     pub(crate) const fn ipsr(&self) -> Ipsr {
         self.ipsr
     }
@@ -212,6 +236,16 @@ impl Registers {
     pub(crate) fn set_fqcsr(&mut self, csr: Fqcsr) {
         self.fqcsr = csr;
         self.changed.insert(Register::Fqcsr);
+    }
+
+    pub(crate) fn set_pqt(&mut self, index: u32) {
+        self.pqt = index;
+        self.changed.insert(Register::Pqt);
+    }
+
+    pub(crate) fn set_pqcsr(&mut self, csr: Pqcsr) {
+        self.pqcsr = csr;
+        self.changed.insert(Register::Pqcsr);
     }
 
     pub(crate) fn set_ipsr(&mut self, ipsr: Ipsr) {
@@ -250,8 +284,12 @@ impl Registers {
             Register::Fqb => self.fqb.into_bits(),
             Register::Fqh => self.fqh.into(),
             Register::Fqt => self.fqt.into(),
+            Register::Pqb => self.pqb.into_bits(),
+            Register::Pqh => self.pqh.into(),
+            Register::Pqt => self.pqt.into(),
             Register::Cqcsr => self.cqcsr.into_bits().into(),
             Register::Fqcsr => self.fqcsr.into_bits().into(),
+            Register::Pqcsr => self.pqcsr.into_bits().into(),
             Register::Ipsr => self.ipsr.into_bits().into(),
             Register::Iocountovf => self.overflows().into_bits().into(),
             Register::Iocountinh => self.inhibits().into_bits().into(),

@@ -181,6 +181,32 @@ pub struct Fqcsr {
     custom: u8,
 }
 
+/// `pqcsr` (offset 80, 32 bits): page-request-queue control and status. Source: "Page-request-queue CSR".
+#[bitfield(u32)]
+#[derive(PartialEq, Eq)]
+pub struct Pqcsr {
+    /// Enable.
+    pub pqen: bool,
+    /// Interrupt enable.
+    pub pie: bool,
+    #[bits(6, access = RO)]
+    rsvd0: u8,
+    /// Memory fault on the store of a message.
+    pub pqmf: bool,
+    /// A message was lost.
+    pub pqof: bool,
+    #[bits(6, access = RO)]
+    rsvd1: u8,
+    /// Active.
+    pub pqon: bool,
+    /// A write to this register is not complete.
+    pub busy: bool,
+    #[bits(10, access = RO)]
+    rsvd2: u16,
+    #[bits(4, access = RO)]
+    custom: u8,
+}
+
 /// `ipsr` (offset 84, 32 bits): interrupt pending status. Source: "Interrupt pending status register".
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
@@ -279,6 +305,13 @@ mod tests {
         assert_eq!(bits(Fqcsr::new().with_fqof(true)), 0x200);
         assert_eq!(bits(Fqcsr::new().with_fqon(true)), 0x1_0000);
         assert_eq!(bits(Fqcsr::new().with_busy(true)), 0x2_0000);
+        let bits = |csr: Pqcsr| csr.into_bits();
+        assert_eq!(bits(Pqcsr::new().with_pqen(true)), 0x1, "REG-PQCSR-01");
+        assert_eq!(bits(Pqcsr::new().with_pie(true)), 0x2, "REG-PQCSR-02");
+        assert_eq!(bits(Pqcsr::new().with_pqmf(true)), 0x100, "REG-PQCSR-04");
+        assert_eq!(bits(Pqcsr::new().with_pqof(true)), 0x200, "REG-PQCSR-05");
+        assert_eq!(bits(Pqcsr::new().with_pqon(true)), 0x1_0000, "REG-PQCSR-07");
+        assert_eq!(bits(Pqcsr::new().with_busy(true)), 0x2_0000, "REG-PQCSR-08");
     }
 
     #[test]

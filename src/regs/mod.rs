@@ -12,7 +12,7 @@ pub mod layout;
 pub use capabilities::{Capabilities, Igs};
 pub use layout::{
     Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Gxl, Icvec, Iocountinh, Iocountovf, Iohpmcycles, Iohpmevt, IommuQosid, Ipsr,
-    MsiAddr, MsiVecCtl, QueueBase, TrReqCtl, TrReqIova, TrResponse,
+    MsiAddr, MsiVecCtl, Pqcsr, QueueBase, TrReqCtl, TrReqIova, TrResponse,
 };
 
 /// Width of a register access. Other widths are UNSPECIFIED; see [`mmio_read`](crate::VIommu::mmio_read).
@@ -45,7 +45,7 @@ pub(crate) const fn low_half(value: u64) -> u32 {
 /// A register of the facilities this crate knows; [`Display`](fmt::Display) gives the specification's name.
 ///
 /// A host's driver of the physical IOMMU takes the offsets from here, and a host that counts exits the names. In a
-/// vIOMMU the registers of facilities not offered (ATS, HPM, DBG, QOSID), reserved and custom offsets read 0 and ignore
+/// vIOMMU the registers of facilities not offered (HPM, DBG, QOSID, and ATS where it is not), reserved and custom offsets read 0 and ignore
 /// writes (rules REG-ACC-11 to REG-ACC-13). Source: "Register layout".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -68,10 +68,18 @@ pub enum Register {
     Fqh,
     /// `fqt`: index behind the last record.
     Fqt,
+    /// `pqb`, [`QueueBase`].
+    Pqb,
+    /// `pqh`: index of the next page request to be read; software's.
+    Pqh,
+    /// `pqt`: index behind the last page request.
+    Pqt,
     /// `cqcsr`, [`Cqcsr`].
     Cqcsr,
     /// `fqcsr`, [`Fqcsr`].
     Fqcsr,
+    /// `pqcsr`, [`Pqcsr`].
+    Pqcsr,
     /// `ipsr`, [`Ipsr`].
     Ipsr,
     /// `iocountovf`, [`Iocountovf`].
@@ -173,8 +181,12 @@ impl Register {
             40 => Self::Fqb,
             48 => Self::Fqh,
             52 => Self::Fqt,
+            56 => Self::Pqb,
+            64 => Self::Pqh,
+            68 => Self::Pqt,
             72 => Self::Cqcsr,
             76 => Self::Fqcsr,
+            80 => Self::Pqcsr,
             84 => Self::Ipsr,
             88 => Self::Iocountovf,
             92 => Self::Iocountinh,
@@ -217,8 +229,12 @@ impl Register {
             Self::Fqb => 40,
             Self::Fqh => 48,
             Self::Fqt => 52,
+            Self::Pqb => 56,
+            Self::Pqh => 64,
+            Self::Pqt => 68,
             Self::Cqcsr => 72,
             Self::Fqcsr => 76,
+            Self::Pqcsr => 80,
             Self::Ipsr => 84,
             Self::Iocountovf => 88,
             Self::Iocountinh => 92,
@@ -244,6 +260,7 @@ impl Register {
             | Self::Ddtp
             | Self::Cqb
             | Self::Fqb
+            | Self::Pqb
             | Self::Icvec
             | Self::MsiAddr(_)
             | Self::Iohpmcycles
@@ -275,8 +292,12 @@ impl fmt::Display for Register {
             Self::Fqb => f.pad("fqb"),
             Self::Fqh => f.pad("fqh"),
             Self::Fqt => f.pad("fqt"),
+            Self::Pqb => f.pad("pqb"),
+            Self::Pqh => f.pad("pqh"),
+            Self::Pqt => f.pad("pqt"),
             Self::Cqcsr => f.pad("cqcsr"),
             Self::Fqcsr => f.pad("fqcsr"),
+            Self::Pqcsr => f.pad("pqcsr"),
             Self::Ipsr => f.pad("ipsr"),
             Self::Iocountovf => f.pad("iocountovf"),
             Self::Iocountinh => f.pad("iocountinh"),
@@ -352,7 +373,7 @@ mod tests {
             seen.push(offset).unwrap();
             again.insert(register);
         }
-        assert_eq!(seen.len(), 13 + 3 + 2 * 31 + 4 + 48, "REG-MAP-01 to REG-MAP-33");
+        assert_eq!(seen.len(), 17 + 3 + 2 * 31 + 4 + 48, "REG-MAP-01 to REG-MAP-33");
         assert_eq!(again, RegisterSet::ALL);
         assert_eq!((0..8192).filter(|&offset| Register::at(offset).is_some()).count(), seen.len());
     }

@@ -2,10 +2,10 @@
 //! handling".
 
 use crate::addr::Iova;
+use crate::attachment::Attachment;
 use crate::fault::Cause;
 use crate::id::ProcessId;
 use crate::msi::Destination;
-use crate::nest::Attachment;
 
 use super::{Ask, Outcome, Pbmt, Refusal, To};
 

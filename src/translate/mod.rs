@@ -7,6 +7,7 @@ mod ats;
 mod caches;
 mod request;
 
+pub(crate) use ats::completion_of;
 pub use ats::{AtsCompletion, AtsRequest, AtsTranslation};
 pub(crate) use caches::Caches;
 pub use request::{Pbmt, Permissions, QosIds, Request, Target, Translation};
@@ -72,6 +73,8 @@ pub(crate) struct Outcome {
     pub(crate) qos: QosIds,
     /// `T2GPA`.
     pub(crate) t2gpa: bool,
+    /// `DTF` of the device's context.
+    pub(crate) dtf: bool,
 }
 
 /// Where a request goes.
@@ -135,7 +138,7 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
             (DdtpMode::Bare, _) if origin.access.is_translated() || ask.is_ats => {
                 return Err(unlocated(Cause::TransactionTypeDisallowed));
             }
-            (DdtpMode::Bare, _) => return Ok(untranslated(origin, self.registers.qos_ids())),
+            (DdtpMode::Bare, _) => return Ok(untranslated(origin, own_ids(self.registers))),
             (_, None) => return Err(unlocated(Cause::AllInboundDisallowed)),
             (_, Some(directory)) => directory,
         };
@@ -300,6 +303,7 @@ fn untranslated(origin: &Origin, qos: QosIds) -> Outcome {
         memory_type: Pbmt::Pma,
         qos,
         t2gpa: false,
+        dtf: false,
     }
 }
 
@@ -345,7 +349,13 @@ fn outcome(first: &Mapping<NestedGpa>, second: &Mapping<Gpa>, entered: &Entered,
         memory_type: Pbmt::resolve(first.memory_type, second.memory_type),
         qos: qos_ids(dc),
         t2gpa: dc.tc.t2gpa(),
+        dtf: dc.tc.dtf(),
     }
+}
+
+/// The ids of requests that no context is looked up for (rule REG-DDTP-17).
+fn own_ids(registers: &Registers) -> QosIds {
+    QosIds { rcid: registers.qosid().rcid(), mcid: registers.qosid().mcid() }
 }
 
 fn qos_ids(dc: &Checked) -> QosIds {

@@ -1,10 +1,10 @@
 //! What a device model asks, and what it is told.
 
 use crate::addr::{Gpa, Iova};
+use crate::attachment::Attachment;
 use crate::backend::Epoch;
 use crate::fault::TransactionType;
 use crate::id::ProcessId;
-use crate::nest::Attachment;
 
 /// A DMA access of an emulated device.
 ///

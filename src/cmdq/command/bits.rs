@@ -8,6 +8,7 @@ use crate::regs::Capabilities;
 pub(super) const IOTINVAL: u8 = 1;
 pub(super) const IOFENCE: u8 = 2;
 pub(super) const IODIR: u8 = 3;
+pub(super) const ATS: u8 = 4;
 
 /// What every command begins with.
 #[bitfield(u128, debug = false)]
@@ -92,6 +93,26 @@ pub(super) struct IodirBits {
     pub(super) rsvd3: u64,
 }
 
+/// `ATS`.
+#[bitfield(u128, debug = false)]
+pub(super) struct AtsBits {
+    #[bits(7)]
+    pub(super) opcode: u8,
+    #[bits(3)]
+    pub(super) func3: u8,
+    #[bits(2, access = RO)]
+    pub(super) rsvd0: u8,
+    #[bits(20, default = ProcessId::truncate(0))]
+    pub(super) pid: ProcessId,
+    pub(super) pv: bool,
+    pub(super) dsv: bool,
+    #[bits(6, access = RO)]
+    pub(super) rsvd1: u8,
+    pub(super) rid: u16,
+    pub(super) dseg: u8,
+    pub(super) payload: u64,
+}
+
 impl IotinvalBits {
     /// Whether a bit is set that is reserved, or is without its capability (rule CMD-04).
     pub(super) fn is_reserved(self, capabilities: Capabilities) -> bool {
@@ -116,5 +137,12 @@ impl IodirBits {
     /// Whether a bit is set that is reserved in every `IODIR` command (rule CMD-10).
     pub(super) fn is_reserved(self) -> bool {
         self.rsvd0() != 0 || self.rsvd1() || self.rsvd2() != 0 || self.rsvd3() != 0
+    }
+}
+
+impl AtsBits {
+    /// Whether a reserved bit is set (rule CMD-15). Those of the payload are not looked at (rule CMD-16).
+    pub(super) fn is_reserved(self) -> bool {
+        self.rsvd0() != 0 || self.rsvd1() != 0
     }
 }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use std::vec::Vec;
 
 use super::*;
+use crate::id::Prgi;
 
 /// Range and non-leaf invalidation, base-format contexts, no process directory.
 const GUEST: Legality =
@@ -14,6 +15,8 @@ const GVMA: u64 = 0x081;
 const FENCE: u64 = 0x002;
 const INVAL_DDT: u64 = 0x003;
 const INVAL_PDT: u64 = 0x083;
+const ATS_INVAL: u64 = 0x004;
+const ATS_PRGR: u64 = 0x084;
 
 // Operand bits of the first word.
 const AV: u64 = 1 << 10;
@@ -23,6 +26,8 @@ const PW: u64 = 1 << 13;
 const PSCV: u64 = 1 << 32;
 const GV: u64 = 1 << 33;
 const DV: u64 = 1 << 33;
+const PV: u64 = 1 << 32;
+const DSV: u64 = 1 << 33;
 const NL: u64 = 1 << 34;
 /// Operand bit of the second word.
 const S: u64 = 1 << 9;
@@ -109,8 +114,8 @@ fn directory_operands_are_decoded() {
 
 #[test]
 fn every_reserved_bit_is_illegal() {
-    let wide = Legality { capabilities: GUEST.capabilities.with_pd20(true), ..GUEST };
-    let cases: [(&str, u64, [u64; 2]); 6] = [
+    let wide = Legality { capabilities: GUEST.capabilities.with_pd20(true).with_ats(true), ..GUEST };
+    let cases: [(&str, u64, [u64; 2]); 8] = [
         ("CMD-04, QCMD-01", VMA, [0xf000_0ff8_0000_0800, 0xc000_0000_0000_01ff]),
         ("CMD-04, QCMD-01", VMA | GV | AV | PSCV, [0xf000_0ff8_0000_0800, 0xc000_0000_0000_01ff]),
         ("CMD-04, QCMD-02", GVMA | GV, [0xf000_0ff8_0000_0800, 0xc000_0000_0000_01ff]),
@@ -118,6 +123,8 @@ fn every_reserved_bit_is_illegal() {
         // PID is reserved too (CMD-11).
         ("CMD-10, CMD-11, QCMD-04", INVAL_DDT | DV, [0x0000_00fd_ffff_fc00, u64::MAX]),
         ("CMD-10, QCMD-05", INVAL_PDT | DV, [0x0000_00fd_0000_0c00, u64::MAX]),
+        ("CMD-15, CMD-16, QCMD-06", ATS_INVAL, [0x0000_00fc_0000_0c00, 0]),
+        ("CMD-15, CMD-16, QCMD-07", ATS_PRGR, [0x0000_00fc_0000_0c00, 0]),
     ];
     for (rule, low, reserved) in cases {
         assert!(decode_by(&wide, low, 0).is_ok(), "{low:#x}");
@@ -139,7 +146,7 @@ fn every_reserved_bit_is_illegal() {
 fn every_other_opcode_and_func3_is_illegal() {
     let everything = Legality { capabilities: Capabilities::from_bits(u64::MAX), ..GUEST };
     for head in 0..1 << 10 {
-        let known = [VMA, GVMA, FENCE, INVAL_DDT, INVAL_PDT].contains(&head);
+        let known = [VMA, GVMA, FENCE, INVAL_DDT, INVAL_PDT, ATS_INVAL, ATS_PRGR].contains(&head);
         // INVAL_PDT needs DV, which is a don't-care of a right kind elsewhere: GV, or DATA.
         let decoded = decode_by(&everything, head | DV, 0);
         assert_eq!(decoded.is_ok(), known, "CMD-01, QCMD-08, QCMD-09: {head:#x}");
@@ -180,9 +187,80 @@ fn what_is_not_offered_is_illegal_whether_used_or_not() {
         assert!(decode_by(&GUEST, low, 0).is_ok(), "CMD-09");
     }
     let ats = Legality { capabilities: GUEST.capabilities.with_ats(false), ..GUEST };
-    for low in [0x004, 0x084] {
+    for low in [ATS_INVAL, ATS_PRGR] {
         assert_eq!(decode_by(&ats, low, 0), Err(IllegalCommand), "CMD-15, QCMD-06, QCMD-07");
     }
+}
+
+/// Decodes with ATS.
+fn decode_ats(low: u64, high: u64) -> Command {
+    let ats = Legality { capabilities: GUEST.capabilities.with_ats(true), ..GUEST };
+    decode_by(&ats, low, high).unwrap()
+}
+
+#[test]
+fn ats_operands_are_decoded() {
+    // RID in 55:40, DSEG in 63:56.
+    let rid = 0xabcd << 40;
+    let to = Destination::new(0xabcd);
+    let inval =
+        |destination, payload| Command::AtsInval(AtsInval::new(destination, InvalidationPayload::from_bits(payload)));
+    assert_eq!(decode_ats(ATS_INVAL | rid, 0), inval(to, 0), "CMD-15, ATC-01");
+    let process = ProcessId::truncate(0x1_2345);
+    assert_eq!(decode_ats(ATS_INVAL | rid | PV | 0x1234_5000, 0), inval(to.with_process(process), 0), "ATC-01");
+    assert_eq!(decode_ats(ATS_INVAL | rid | DSV | 0x12 << 56, 0), inval(to.with_segment(0x12), 0), "ATC-01");
+    assert_eq!(decode_ats(ATS_INVAL | rid | 0xff << 56 | 0xffff_f000, 0), inval(to, 0), "ATC-01, QCMD-10: ignored");
+    let devices = [to, to.with_segment(0), to.with_segment(0x12)].map(|to| to.device().get());
+    assert_eq!(devices, [0xabcd, 0xabcd, 0x12_abcd], "PRI-01, PQ-07");
+    let prgr = Command::AtsPrgr(AtsPrgr::new(to, ResponsePayload::new().with_code(0xf)));
+    assert_eq!(decode_ats(ATS_PRGR | rid, 0xf << 44), prgr, "PRG-01");
+}
+
+#[test]
+fn payloads_are_where_the_specification_puts_them() {
+    let bits = |payload: InvalidationPayload| payload.into_bits();
+    assert_eq!(bits(InvalidationPayload::new().with_g(true)), 1, "CMD-18");
+    assert_eq!(bits(InvalidationPayload::new().with_s(true)), 1 << 11, "CMD-18");
+    assert_eq!(bits(InvalidationPayload::new().with_page(u64::MAX >> 12)), u64::MAX << 12, "CMD-18");
+    let bits = |payload: ResponsePayload| payload.into_bits();
+    assert_eq!(bits(ResponsePayload::new().with_prgi(Prgi::truncate(0x1ff))), 0x1ff << 32, "CMD-18");
+    assert_eq!(bits(ResponsePayload::new().with_code(0xf)), 0xf << 44, "CMD-18");
+    // Bits that mean nothing neither matter nor get any further.
+    for (payload, kept) in [(u64::MAX, u64::MAX << 12 | 0x801), (0x7fe, 0)] {
+        let expected = AtsInval::new(Destination::new(0), InvalidationPayload::from_bits(kept));
+        assert_eq!(decode_ats(ATS_INVAL, payload), Command::AtsInval(expected), "CMD-16, VC-72");
+    }
+    for (payload, kept) in [(u64::MAX, 0xf1ff << 32), (0xffff_0e00_ffff_ffff, 0)] {
+        let expected = AtsPrgr::new(Destination::new(0), ResponsePayload::from_bits(kept));
+        assert_eq!(decode_ats(ATS_PRGR, payload), Command::AtsPrgr(expected), "CMD-16, PRG-05");
+    }
+}
+
+#[test]
+fn an_invalidation_payload_names_a_page_or_an_aligned_range() {
+    let named = |payload: u64| {
+        let range = InvalidationPayload::from_bits(payload).range();
+        (range.first().get(), range.last().get())
+    };
+    assert_eq!(named(0x1234_5001), (0x1234_5000, 0x1234_5000), "CMD-18: one page");
+    assert_eq!(named(0x1234_4800), (0x1234_4000, 0x1234_5000), "CMD-18: 8 KiB");
+    assert_eq!(named(0x1234_3800), (0x1234_0000, 0x1234_7000), "CMD-18: 32 KiB");
+    assert_eq!(named(0x7fff_ffff_ffff_f800), (0, u64::MAX << 12), "CMD-18: the whole space");
+    assert_eq!(named(0xffff_ffff_ffff_f800), (0, u64::MAX << 12), "CMD-18: all ones");
+}
+
+#[test]
+fn a_response_code_that_is_not_defined_is_a_failure() {
+    for code in 0..16 {
+        let expected = match code {
+            0 => ResponseCode::Success,
+            1 => ResponseCode::InvalidRequest,
+            _ => ResponseCode::ResponseFailure,
+        };
+        assert_eq!(ResponseCode::decode(code), expected, "PRG-02, PRI-15");
+    }
+    let codes = [ResponseCode::Success, ResponseCode::InvalidRequest, ResponseCode::ResponseFailure];
+    assert_eq!(codes.map(ResponseCode::encoding), [0, 1, 0xf], "PRG-02");
 }
 
 #[test]
@@ -252,7 +330,8 @@ fn the_lowest_zero_of_the_address_tells_the_size_of_the_range() {
 
 #[test]
 fn commands_are_encoded_as_the_figures_say() {
-    let cases: [(Command, [u64; 2]); 9] = [
+    let function = Destination::new(0xbeef).with_segment(0x5a).with_process(ProcessId::truncate(0xf_ffff));
+    let cases: [(Command, [u64; 2]); 12] = [
         (Command::IotinvalVma(Iotinval::ALL), [0x001, 0]),
         (
             Command::IotinvalVma(iotinval(Some(0xabcd), Some(0x1_2345), Some(page(0x1234_5678)))),
@@ -276,9 +355,18 @@ fn commands_are_encoded_as_the_figures_say() {
         (Command::IodirInvalDdt(None), [0x003, 0]),
         (Command::IodirInvalDdt(Some(DeviceId::truncate(0xab_cdef))), [0xabcd_ef02_0000_0003, 0]),
         (Command::IodirInvalPdt(DeviceId::truncate(1), ProcessId::truncate(0xf_ffff)), [0x0000_0102_ffff_f083, 0]),
+        (
+            Command::AtsInval(AtsInval::new(function, InvalidationPayload::from_bits(0x1234_5801))),
+            [0x5abe_ef03_ffff_f004, 0x1234_5801],
+        ),
+        (Command::AtsInval(AtsInval::new(Destination::new(1), InvalidationPayload::new())), [0x0000_0100_0000_0004, 0]),
+        (
+            Command::AtsPrgr(AtsPrgr::new(function, ResponsePayload::new().with_code(1).with_prgi(Prgi::truncate(2)))),
+            [0x5abe_ef03_ffff_f084, 0x1002 << 32],
+        ),
     ];
     for (command, [low, high]) in cases {
-        assert_eq!(command.encode(), RawCommand { low, high }, "CMD-03, CMD-08, CMD-10: {command:?}");
+        assert_eq!(command.encode(), RawCommand { low, high }, "CMD-03, CMD-08, CMD-10, CMD-15: {command:?}");
     }
 }
 
@@ -290,6 +378,8 @@ fn commands() -> impl Strategy<Value = [u64; 2]> {
         (FENCE, [0xffff_ffff_0000_3c00, 0x3fff_ffff_ffff_ffff]),
         (INVAL_DDT, [0xffff_ff02_0000_0000, 0]),
         (INVAL_PDT, [0xffff_ff02_ffff_f000, 0]),
+        (ATS_INVAL, [0xffff_ff03_ffff_f000, u64::MAX]),
+        (ATS_PRGR, [0xffff_ff03_ffff_f000, u64::MAX]),
     ];
     let stray = prop::option::weighted(0.25, 0..128_u32);
     (prop::sample::select(operands.to_vec()), any::<[u64; 4]>(), stray).prop_map(|((head, masks), words, stray)| {
@@ -314,7 +404,7 @@ proptest! {
 
     #[test]
     fn a_decoded_command_survives_encoding([low, high] in commands(), mode in 0..5_u8) {
-        let capabilities = GUEST.capabilities.with_pd20(true);
+        let capabilities = GUEST.capabilities.with_pd20(true).with_ats(true);
         let legality = Legality { capabilities, mode: DdtpMode::decode(mode).unwrap(), ..GUEST };
         if let Ok(command) = decode_by(&legality, low, high) {
             let RawCommand { low, high } = command.encode();

@@ -67,7 +67,9 @@ fn judge_as(context: Dwords, extended: bool, capabilities: Capabilities, be: boo
     } else {
         Copied::Base(zerocopy::transmute!([tc, iohgatp, ta, fsc]))
     };
-    copied.judge(&Rules { capabilities, be, gxl: false, gxl_writable: false, qos_bits: 12 }).map_err(|fault| fault.cause.code())
+    copied
+        .judge(&Rules { capabilities, be, gxl: false, gxl_writable: false, qos_bits: 12 })
+        .map_err(|fault| fault.cause.code())
 }
 
 /// The same in both formats, which have to agree: what is not given is 0.
@@ -286,8 +288,7 @@ fn a_base_context_has_no_msi_fields() {
 fn a_good_context_says_what_its_first_stage_is() {
     let root = 0x1234_5678;
     let page = Ppn::truncate(root);
-    let iosatp =
-        |mode| FirstStageContext::Iosatp(Some(Iosatp { mode, root: page, pscid: Pscid::truncate(0xa_bcde) }));
+    let iosatp = |mode| FirstStageContext::Iosatp(Some(Iosatp { mode, root: page, pscid: Pscid::truncate(0xa_bcde) }));
     let pdtp = |levels| FirstStageContext::Pdtp(Some(Pdtp { levels, root: page }));
     let cases = [
         (V, 0, FirstStageContext::Iosatp(None)),

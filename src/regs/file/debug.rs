@@ -62,7 +62,6 @@ impl Registers {
     }
 
     /// The IDs of the IOMMU's own accesses, and of all requests in Bare mode.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the translation gives them out"))]
     pub(crate) const fn qosid(&self) -> IommuQosid {
         self.qosid
     }

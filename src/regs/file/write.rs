@@ -3,7 +3,7 @@
 use crate::addr::Ppn;
 use crate::regs::{
     Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Gxl, Icvec, Igs, Iocountinh, Iohpmcycles, Iohpmevt, IommuQosid, Ipsr, MsiAddr,
-    MsiVecCtl, QueueBase, Register, TrReqCtl, TrReqIova, Width, low_half,
+    MsiVecCtl, Pqcsr, QueueBase, Register, TrReqCtl, TrReqIova, Width, low_half,
 };
 
 use super::{Effect, MsiEntry, Registers, address_mask};
@@ -21,7 +21,12 @@ impl Registers {
         // 4-byte registers take the low half; the upper one is not part of the access.
         let word = low_half(value);
         match register {
-            Register::Capabilities | Register::Cqh | Register::Fqt | Register::Iocountovf | Register::TrResponse => {}
+            Register::Capabilities
+            | Register::Cqh
+            | Register::Fqt
+            | Register::Pqt
+            | Register::Iocountovf
+            | Register::TrResponse => {}
             Register::Fctl => self.write_fctl(Fctl::from_bits(word)),
             Register::Ddtp => return self.write_ddtp(Ddtp::from_bits(value)),
             Register::Cqb => self.write_cqb(QueueBase::from_bits(value)),
@@ -33,6 +38,11 @@ impl Registers {
             Register::Fqb => self.write_fqb(QueueBase::from_bits(value)),
             Register::Fqh => self.fqh = word & self.fqb.index_mask(),
             Register::Fqcsr => self.write_fqcsr(Fqcsr::from_bits(word)),
+            // Without ATS there is no such queue (rules REG-QB-12, REG-QI-05, REG-PQCSR-10).
+            Register::Pqb | Register::Pqh | Register::Pqcsr if !self.setup.capabilities.ats() => {}
+            Register::Pqb => self.write_pqb(QueueBase::from_bits(value)),
+            Register::Pqh => self.pqh = word & self.pqb.index_mask(),
+            Register::Pqcsr => self.write_pqcsr(Pqcsr::from_bits(word)),
             Register::Ipsr => self.ipsr = Ipsr::from_bits(self.ipsr.into_bits() & !word),
             Register::Iocountinh => self.write_iocountinh(Iocountinh::from_bits(word)),
             Register::Iohpmcycles => self.write_iohpmcycles(Iohpmcycles::from_bits(value)),
@@ -57,8 +67,13 @@ impl Registers {
 
     // UNSPECIFIED: a change while the IOMMU is not Off or a queue is on is dropped whole (rule REG-FCTL-07).
     fn write_fctl(&mut self, new: Fctl) {
-        let queues_off = !self.cqcsr.cqen() && !self.cqcsr.cqon() && !self.fqcsr.fqen() && !self.fqcsr.fqon();
-        if self.mode() != DdtpMode::Off || self.ddtp.busy() || !queues_off {
+        let queue_on = self.cqcsr.cqen()
+            || self.cqcsr.cqon()
+            || self.fqcsr.fqen()
+            || self.fqcsr.fqon()
+            || self.pqcsr.pqen()
+            || self.pqcsr.pqon();
+        if self.mode() != DdtpMode::Off || self.ddtp.busy() || queue_on {
             return;
         }
         if self.setup.capabilities.end() {
@@ -116,6 +131,15 @@ impl Registers {
         }
     }
 
+    fn write_pqb(&mut self, new: QueueBase) {
+        if !self.pqcsr.pqon() && !self.pqcsr.busy() {
+            self.pqb = self.queue_base(new);
+            // UNSPECIFIED: as above.
+            self.pqh = 0;
+            self.changed.insert(Register::Pqh);
+        }
+    }
+
     fn write_cqcsr(&mut self, new: Cqcsr) -> Effect {
         let mut csr = self.cqcsr;
         // UNSPECIFIED: a write while busy is dropped whole (rule REG-CQCSR-23).
@@ -141,18 +165,19 @@ impl Registers {
     }
 
     fn write_fqcsr(&mut self, new: Fqcsr) {
-        let mut csr = self.fqcsr;
-        if !csr.fqen() && new.fqen() {
-            csr = csr.with_fqmf(false).with_fqof(false);
+        if !self.fqcsr.fqen() && new.fqen() {
             self.set_fqt(0);
         }
-        // Records are stored within the call that reports them: on follows enable at once.
-        self.fqcsr = csr
-            .with_fqen(new.fqen())
-            .with_fqon(new.fqen())
-            .with_fie(new.fie())
-            .with_fqmf(csr.fqmf() && !new.fqmf())
-            .with_fqof(csr.fqof() && !new.fqof());
+        self.fqcsr = record_queue(self.fqcsr, new);
+    }
+
+    /// Bit for bit as `fqcsr` (rules REG-PQCSR-01 to REG-PQCSR-09).
+    fn write_pqcsr(&mut self, new: Pqcsr) {
+        if !self.pqcsr.pqen() && new.pqen() {
+            self.set_pqt(0);
+        }
+        let of = |csr: Pqcsr| Fqcsr::from_bits(csr.into_bits());
+        self.pqcsr = Pqcsr::from_bits(record_queue(of(self.pqcsr), of(new)).into_bits());
     }
 
     // UNSPECIFIED: all four fields are as wide as the number of vectors needs, also those of causes that are not
@@ -188,4 +213,16 @@ impl Registers {
     fn address_mask(&self) -> u64 {
         address_mask(self.setup.capabilities.pas())
     }
+}
+
+/// What a write of `new` makes of the control and status of a queue the IOMMU fills. Records are stored within the call
+/// that reports them: on follows enable at once.
+fn record_queue(old: Fqcsr, new: Fqcsr) -> Fqcsr {
+    let restarted = !old.fqen() && new.fqen();
+    Fqcsr::new()
+        .with_fqen(new.fqen())
+        .with_fqon(new.fqen())
+        .with_fie(new.fie())
+        .with_fqmf(old.fqmf() && !new.fqmf() && !restarted)
+        .with_fqof(old.fqof() && !new.fqof() && !restarted)
 }

@@ -1,0 +1,36 @@
+//! Proof that a device is attached, for passthrough and emulated devices alike.
+
+use crate::id::DeviceId;
+
+/// Proof of one attachment. What the host delivers for a device presents it, so that nothing meant for an earlier
+/// owner of the same id arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Attachment {
+    device: DeviceId,
+    generation: u32,
+}
+
+impl Attachment {
+    /// The guest's id of the device.
+    #[must_use]
+    pub const fn device(self) -> DeviceId {
+        self.device
+    }
+}
+
+/// Makes attachments, no two of one vIOMMU alike: one counter for every kind of device, which only grows, also across
+/// resets.
+#[derive(Debug)]
+pub(crate) struct Generations(u32);
+
+impl Generations {
+    pub(crate) const fn new() -> Self {
+        Self(0)
+    }
+
+    /// A new attachment of the device.
+    pub(crate) fn attach(&mut self, device: DeviceId) -> Attachment {
+        self.0 = self.0.wrapping_add(1);
+        Attachment { device, generation: self.0 }
+    }
+}

@@ -1,0 +1,125 @@
+//! The page-request queue: how a page request of a device becomes a record, and how it is answered when it does not.
+
+pub mod record;
+
+pub use record::{PageRequest, PageRequestHead, PageRequestPayload, PageRequestRecord};
+
+use crate::ats::message::PageResponse;
+use crate::backend::GuestMemory;
+use crate::cmdq::command::ResponseCode;
+use crate::ddt::{Checked, Directory};
+use crate::error::MemoryFault;
+use crate::fault::{Cause, Fault};
+use crate::id::DeviceId;
+use crate::interrupt::Signals;
+use crate::mem::View;
+use crate::regs::DdtpMode;
+use crate::regs::file::Registers;
+use crate::ring::Ring;
+
+/// The code of a Page Request message, which a fault record has for an IOVA (rules FQ-54, PRI-03).
+pub(crate) const MESSAGE_CODE: u64 = 0x04;
+
+/// What became of a page request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Received {
+    /// The fault to be recorded, and `DTF` of the device's context.
+    pub(crate) fault: Option<(Fault, bool)>,
+    /// What the IOMMU itself answers.
+    pub(crate) response: Option<PageResponse>,
+}
+
+/// Why a message is not in the queue.
+struct Discarded {
+    code: ResponseCode,
+    fault: Option<(Fault, bool)>,
+    /// `tc.PRPR` (rule PRI-09).
+    prpr: bool,
+}
+
+/// Takes a page request of a device in: into the queue, or answered.
+pub(crate) fn receive(
+    device: DeviceId,
+    request: &PageRequest,
+    registers: &mut Registers,
+    signals: &mut Signals,
+    memory: &mut impl GuestMemory,
+) -> Received {
+    match permit(device, registers, memory).and_then(|context| {
+        queue(device, request, registers, signals, memory).map_err(|code| Discarded {
+            code,
+            fault: None,
+            prpr: context.tc.prpr(),
+        })
+    }) {
+        Ok(()) => Received { fault: None, response: None },
+        Err(discarded) => Received { fault: discarded.fault, response: response(request, &discarded) },
+    }
+}
+
+/// Whether the guest lets the device make page requests (rules PQ-10 to PQ-14).
+fn permit(device: DeviceId, registers: &Registers, memory: &impl GuestMemory) -> Result<Checked, Discarded> {
+    let refused = |fault: Fault, dtf, prpr| {
+        let code = match fault.cause {
+            Cause::TransactionTypeDisallowed => ResponseCode::InvalidRequest,
+            _ => ResponseCode::ResponseFailure,
+        };
+        Discarded { code, fault: Some((fault, dtf)), prpr }
+    };
+    let located = match (registers.mode(), Directory::of(registers)) {
+        (DdtpMode::Bare, _) => Err(Fault::new(Cause::TransactionTypeDisallowed)),
+        (_, None) => Err(Fault::new(Cause::AllInboundDisallowed)),
+        (_, Some(directory)) => directory.locate(memory, device),
+    };
+    let context = located.map_err(|fault| refused(fault, false, false))?;
+    if context.tc.en_pri() {
+        Ok(context)
+    } else {
+        Err(refused(Fault::new(Cause::TransactionTypeDisallowed), context.tc.dtf(), context.tc.prpr()))
+    }
+}
+
+/// Writes the record, in the order of rules PQ-15 to PQ-20.
+fn queue(
+    device: DeviceId,
+    request: &PageRequest,
+    registers: &mut Registers,
+    signals: &mut Signals,
+    memory: &mut impl GuestMemory,
+) -> Result<(), ResponseCode> {
+    let csr = registers.pqcsr();
+    if !csr.pqon() || !csr.pqen() || csr.pqmf() {
+        return Err(ResponseCode::ResponseFailure);
+    }
+    if csr.pqof() {
+        return Err(ResponseCode::Success);
+    }
+    let ring = Ring::<16>::new(registers.pqb());
+    let tail = registers.pqt();
+    if ring.is_full(registers.pqh(), tail) {
+        registers.set_pqcsr(csr.with_pqof(true));
+        return Err(ResponseCode::Success);
+    }
+    match View::of(registers).store(memory, ring.address(tail), request.record(device)) {
+        Ok(()) => {
+            registers.set_pqt(ring.next(tail));
+            signals.page_requested(registers);
+            Ok(())
+        }
+        // UNSPECIFIED: corrupted memory is a memory fault too (rule PRI-14).
+        Err(MemoryFault::Access | MemoryFault::Corruption) => {
+            registers.set_pqcsr(csr.with_pqmf(true));
+            Err(ResponseCode::ResponseFailure)
+        }
+    }
+}
+
+/// The response of the IOMMU itself, which every message that wants one gets (rules PQ-21, PQ-23).
+fn response(request: &PageRequest, discarded: &Discarded) -> Option<PageResponse> {
+    let with_process = discarded.code == ResponseCode::ResponseFailure || discarded.prpr;
+    request.payload.wants_response().then(|| PageResponse {
+        process: request.process.filter(|_| with_process),
+        group: request.payload.prgi(),
+        code: discarded.code,
+    })
+}

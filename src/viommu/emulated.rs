@@ -1,0 +1,121 @@
+//! What the devices the host emulates have beyond translation: ATS and page requests.
+
+use super::{DevicePolicy, VIommu};
+use crate::addr::Iova;
+use crate::ats::{DeviceMessage, InvalidationCompletion, PageResponse};
+use crate::attachment::Attachment;
+use crate::backend::{Backend, Epoch};
+use crate::emulated::Device;
+use crate::error::{AttachError, TranslateError};
+use crate::fault::TransactionType;
+use crate::faultq::Origin;
+use crate::id::{DeviceId, Itag};
+use crate::pageq::{self, PageRequest};
+use crate::progress::Progress;
+
+impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>
+    VIommu<B, DEVICES, BATCH, CACHE, ITAGS>
+{
+    /// Gives the guest a device as `id` that the host emulates.
+    ///
+    /// # Errors
+    /// [`AttachError`]; the device is then not attached.
+    pub fn attach_emulated(&mut self, id: DeviceId, policy: DevicePolicy) -> Result<Attachment, AttachError> {
+        let DevicePolicy { ats } = policy;
+        let Some(config) = self.config else {
+            return Err(AttachError::NotStarted);
+        };
+        // Nothing has this epoch: the host is only asked whether it keeps count.
+        if !config.synchronous_dma && self.backend.drain(Epoch::FIRST).is_none() {
+            return Err(AttachError::NoDrain);
+        }
+        // A nested vIOMMU may offer what only the host's IOMMU does.
+        if self.registers.capabilities().amo_hwad() && !self.backend.has_compare_exchange() {
+            return Err(AttachError::Capability("AMO_HWAD without compare_exchange"));
+        }
+        if self.nest.has(id) || self.emulated.named(id).is_some() {
+            return Err(AttachError::IdInUse);
+        }
+        if !self.emulated.has_room() {
+            return Err(AttachError::Full);
+        }
+        let attachment = self.generations.attach(id);
+        self.emulated.attach(Device { attachment, ats });
+        Ok(attachment)
+    }
+
+    /// The next message for an emulated device, which the host delivers: to be asked for after every call until there is
+    /// none. A command that waits for the message to be taken makes the [`progress`](Self::progress)
+    /// [`Runnable`](Progress::Runnable).
+    ///
+    /// An [`Invalidation`](DeviceMessage::Invalidation) is answered by [`ats_completion`](Self::ats_completion) once the
+    /// device has forgotten what it names and no longer uses it, or by [`ats_timeout`](Self::ats_timeout) if it does not
+    /// answer in the time PCIe gives it; the guest's fence waits for either.
+    pub fn next_message(&mut self) -> Option<(Attachment, DeviceMessage)> {
+        let message = self.ats.take_message()?;
+        if self.progress == Progress::Waiting {
+            self.progress = Progress::Runnable;
+        }
+        Some(message)
+    }
+
+    /// An emulated device completed invalidation requests. Completions nobody waits for are ignored.
+    pub fn ats_completion(&mut self, attachment: Attachment, completion: InvalidationCompletion) -> Progress {
+        let known = self.emulated.attached(attachment).map(|_| self.ats.complete(attachment, completion));
+        self.invalidated(known)
+    }
+
+    /// An emulated device did not complete this invalidation request in time: the guest's next fence says so.
+    pub fn ats_timeout(&mut self, attachment: Attachment, itag: Itag) -> Progress {
+        let known = self.emulated.attached(attachment).map(|_| self.ats.time_out(attachment, itag));
+        self.invalidated(known)
+    }
+
+    /// Goes on after what a device said of invalidation requests: `None` if it is not attached, else whether it had them.
+    fn invalidated(&mut self, known: Option<bool>) -> Progress {
+        match known {
+            None => {
+                self.stats.stale_events = self.stats.stale_events.wrapping_add(1);
+                self.progress
+            }
+            Some(known) => {
+                if !known {
+                    self.stats.unexpected_completions = self.stats.unexpected_completions.wrapping_add(1);
+                }
+                self.run()
+            }
+        }
+    }
+
+    /// A Page Request of an emulated device: goes into the guest's queue, or gets the response of the IOMMU itself. `None`:
+    /// the guest will answer, or nobody, if the request wants no response.
+    ///
+    /// # Errors
+    /// [`TranslateError`], if the guest is shown nothing of it.
+    pub fn page_request(
+        &mut self,
+        attachment: Attachment,
+        request: &PageRequest,
+    ) -> Result<Option<PageResponse>, TranslateError> {
+        if self.config.is_none() {
+            return Err(TranslateError::NotStarted);
+        }
+        let Some(device) = self.emulated.attached(attachment) else {
+            self.stats.stale_events = self.stats.stale_events.wrapping_add(1);
+            return Err(TranslateError::NotAttached);
+        };
+        if !device.ats || !self.registers.capabilities().ats() {
+            return Err(TranslateError::Unsupported);
+        }
+        let id = attachment.device();
+        let received = pageq::receive(id, request, &mut self.registers, &mut self.signals, &mut self.backend);
+        if let Some((fault, dtf)) = received.fault {
+            let PageRequest { process, privileged, .. } = *request;
+            let iova = Iova::new(pageq::MESSAGE_CODE);
+            let access = TransactionType::MessageRequest;
+            self.record(fault, &Origin { device: id, access, process, privileged, iova }, dtf);
+        }
+        self.finish();
+        Ok(received.response)
+    }
+}
