@@ -8,6 +8,7 @@ use crate::regs::{Capabilities, DdtpMode, Gxl};
 
 /// How [`start`](crate::VIommu::start) sets a vIOMMU up, once and for its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent choices")]
 pub struct Config {
     nesting: bool,
     ats: bool,

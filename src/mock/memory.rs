@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::vec::Vec;
 
 use crate::addr::{Gpa, PAGE_SIZE};
-use crate::backend::{GuestMemory, Post};
+use crate::backend::{Completion, Epoch, GuestMemory, Invalidation, Post};
 use crate::error::MemoryFault;
+use crate::id::DeviceId;
+use crate::regs::Width;
 
 /// Where [`Memory::allocate`] begins; low enough for the smallest physical address size.
 const HEAP: u64 = 0x8000_0000;
@@ -36,6 +38,8 @@ pub enum Event {
     Post(Gpa, u32, Post),
     /// [`GuestMemory::publish`].
     Publish(u16, u32),
+    /// A [`GuestMemory::compare_exchange`] that stored: where, what was there, and what is there now.
+    Exchange(Gpa, u64, u64),
     /// [`Interrupts::set_wire`](crate::Interrupts::set_wire), if the wires were told to log here.
     Wire(u8, bool),
 }
@@ -52,6 +56,12 @@ struct State {
     /// What the guest writes just before the next loads of a word.
     races: BTreeMap<u64, VecDeque<u64>>,
     loads: Vec<(Gpa, usize)>,
+    /// What the guest writes just before the next exchanges of a word.
+    exchange_races: BTreeMap<u64, VecDeque<u64>>,
+    without_exchange: bool,
+    drain: Option<Completion>,
+    drains: Vec<Epoch>,
+    unmapped: Vec<Invalidation<DeviceId>>,
     events: Vec<Event>,
     mirror: BTreeMap<u16, u32>,
 }
@@ -163,6 +173,34 @@ impl Memory {
     pub fn on_load(&self, at: Gpa, values: impl IntoIterator<Item = u64>) {
         let words = values.into_iter().map(|value| self.in_order(value)).collect();
         self.state().races.insert(at.get(), words);
+    }
+
+    /// Just before each of the next exchanges of this word the guest writes the next of `values`; the last one stays.
+    pub fn on_exchange(&self, at: Gpa, values: impl IntoIterator<Item = u64>) {
+        let words = values.into_iter().map(|value| self.in_order(value)).collect();
+        self.state().exchange_races.insert(at.get(), words);
+    }
+
+    /// Takes [`GuestMemory::compare_exchange`] away: to be called before the vIOMMU is started.
+    pub fn without_compare_exchange(&self) {
+        self.state().without_exchange = true;
+    }
+
+    /// What [`GuestMemory::drain`] answers from now on.
+    pub fn answer_drain(&self, answer: Option<Completion>) {
+        self.state().drain = answer;
+    }
+
+    /// The epochs that were to be drained since they were last taken.
+    #[must_use]
+    pub fn take_drains(&self) -> Vec<Epoch> {
+        mem::take(&mut self.state().drains)
+    }
+
+    /// What [`GuestMemory::unmapped`] was told since it was last taken.
+    #[must_use]
+    pub fn take_unmapped(&self) -> Vec<Invalidation<DeviceId>> {
+        mem::take(&mut self.state().unmapped)
     }
 
     /// Makes the page that holds `at` an interrupt file of this VM: posts to it succeed and change no memory.
@@ -306,6 +344,45 @@ impl GuestMemory for Memory {
         }
         state.events.push(Event::Post(at, data, why));
         Ok(())
+    }
+
+    fn has_compare_exchange(&self) -> bool {
+        !self.state().without_exchange
+    }
+
+    fn compare_exchange(&mut self, at: Gpa, width: Width, old: u64, new: u64) -> Result<bool, MemoryFault> {
+        let bytes = u64::from(width.bytes());
+        assert!(at.get().is_multiple_of(bytes), "contract: exchange at {at}, which is no multiple of {bytes}");
+        let mut state = self.state();
+        assert!(!state.without_exchange, "contract: exchange at {at}, where there is none");
+        state.check(&state.store_failures, at.get(), bytes)?;
+        state.check(&state.load_failures, at.get(), bytes)?;
+        let word = at.get() & !7;
+        if let Some(value) = state.exchange_races.get_mut(&word).and_then(VecDeque::pop_front) {
+            state.put(word, value);
+        }
+        let there = state.get(word);
+        let (mask, shift) = match (width, at.get() & 4) {
+            (Width::U64, _) => (u64::MAX, 0),
+            (Width::U32, 0) => (0xffff_ffff, 0),
+            (Width::U32, _) => (0xffff_ffff << 32, 32),
+        };
+        if (there & mask) >> shift != old {
+            return Ok(false);
+        }
+        state.put(word, there & !mask | new << shift);
+        state.events.push(Event::Exchange(at, old, new));
+        Ok(true)
+    }
+
+    fn drain(&mut self, upto: Epoch) -> Option<Completion> {
+        let mut state = self.state();
+        state.drains.push(upto);
+        state.drain
+    }
+
+    fn unmapped(&mut self, what: &Invalidation<DeviceId>) {
+        self.state().unmapped.push(*what);
     }
 
     fn publish(&mut self, offset: u16, value: u32) {

@@ -98,7 +98,7 @@ impl ProcessDirectory {
     ) -> Result<T, Fault> {
         let bytes = u64::try_from(size_of::<T>()).unwrap_or_default();
         let at = NestedGpa::new(table.base().or(index.wrapping_mul(bytes)).get());
-        let place = walker.second_stage(at, &Need::IMPLICIT_READ).map_err(|stop| fault(stop, access))?;
+        let place = walker.second_stage(at, Need::IMPLICIT_READ).map_err(|stop| fault(stop, access))?;
         *loads = loads.saturating_add(1);
         self.view.load_new(walker.memory, place.to).map_err(|stop| fault(Stop::Memory(stop), access))
     }

@@ -90,7 +90,7 @@ impl Need {
         Self { write: true, dirties: true, implicit: Implicit::Write, ..Self::NOTHING };
 
     /// Whether a first-stage leaf allows it (rules S1-11, S1-12).
-    pub(super) const fn allowed_by_first(&self, pte: Pte) -> bool {
+    pub(super) const fn allowed_by_first(self, pte: Pte) -> bool {
         let privilege = match (self.supervisor, pte.u()) {
             (false, user_page) => user_page,
             (true, false) => true,
@@ -100,16 +100,16 @@ impl Need {
     }
 
     /// Whether a second-stage leaf allows it: always as a user (rules S2-05, S2-06).
-    pub(super) const fn allowed_by_second(&self, pte: Pte) -> bool {
+    pub(super) const fn allowed_by_second(self, pte: Pte) -> bool {
         pte.u() && self.granted_by(pte)
     }
 
-    const fn granted_by(&self, pte: Pte) -> bool {
+    const fn granted_by(self, pte: Pte) -> bool {
         (!self.read || pte.r()) && (!self.write || pte.w()) && (!self.execute || pte.x())
     }
 
     /// The leaf with A and D as this access leaves them (rules AD-01, AD-04).
-    pub(super) const fn marks(&self, pte: Pte) -> Pte {
+    pub(super) const fn marks(self, pte: Pte) -> Pte {
         pte.with_a(true).with_d(pte.d() || (self.dirties && pte.w()))
     }
 }

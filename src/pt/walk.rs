@@ -142,7 +142,7 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
         &mut self,
         stage: Option<&FirstStage>,
         iova: Iova,
-        need: &Need,
+        need: Need,
     ) -> Result<Mapping<NestedGpa>, Stop> {
         let Some(stage) = stage else {
             return Ok(Mapping::identity(NestedGpa::new(iova.get())));
@@ -152,18 +152,18 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
         }
         let space = Space { gscid: self.second.map(|second| second.gscid), pscid: stage.pscid };
         let remembered = self.ioatc.first.leaf(space, iova.get());
-        let leaf = match remembered.filter(|leaf| need.allowed_by_first(leaf.pte) && need.marks(leaf.pte) == leaf.pte) {
-            Some(leaf) => leaf,
+        let enough = |leaf: &Leaf| need.allowed_by_first(leaf.pte) && need.marks(leaf.pte) == leaf.pte;
+        let leaf = if let Some(leaf) = remembered.filter(enough) {
+            leaf
+        } else {
             // Not there, or not enough: the tables may say more by now (rules CA-08, T28).
-            None => {
-                self.loads.missed = true;
-                self.walk_first(stage, space, iova, need)?
-            }
+            self.loads.missed = true;
+            self.walk_first(stage, space, iova, need)?
         };
         Ok(Mapping::of(&leaf, NestedGpa::new(leaf.output(iova.get()))))
     }
 
-    fn walk_first(&mut self, stage: &FirstStage, space: Space, iova: Iova, need: &Need) -> Result<Leaf, Stop> {
+    fn walk_first(&mut self, stage: &FirstStage, space: Space, iova: Iova, need: Need) -> Result<Leaf, Stop> {
         let scheme = stage.scheme;
         let root = Table { at: NestedGpa::new(stage.root.base().get()), level: scheme.root_level(), global: false };
         let mut table = self.ioatc.first.table(space, iova.get()).unwrap_or(root);
@@ -188,11 +188,11 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
     }
 
     /// Looks at one entry, and marks it where it is a leaf: as it is in memory then.
-    fn look_first(&mut self, stage: &FirstStage, at: NestedGpa, level: u8, need: &Need) -> Result<(Pte, Entry), Stop> {
+    fn look_first(&mut self, stage: &FirstStage, at: NestedGpa, level: u8, need: Need) -> Result<(Pte, Entry), Stop> {
         let width = stage.scheme.width;
         for _ in 0..ATTEMPTS {
             // The entry's own address is translated each time (rules S1-06, AD-03).
-            let place = self.second_stage(at, &Need::IMPLICIT_READ)?.to;
+            let place = self.second_stage(at, Need::IMPLICIT_READ)?.to;
             self.loads.first = self.loads.first.saturating_add(1);
             let pte = Pte::from_bits(stage.view.load_pte(self.memory, place, width)?);
             let entry = judge(pte, level, stage.scheme, self.extensions).ok_or(Stop::PageFault)?;
@@ -209,7 +209,7 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
             if !stage.sade {
                 return Err(Stop::PageFault);
             }
-            let place = self.second_stage(at, &Need::IMPLICIT_WRITE)?.to;
+            let place = self.second_stage(at, Need::IMPLICIT_WRITE)?.to;
             self.loads.first = self.loads.first.saturating_add(1);
             if stage.view.exchange(self.memory, place, width, pte.into_bits(), marked.into_bits())? {
                 return Ok((marked, entry));
@@ -219,7 +219,7 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
     }
 
     /// The address in the VM's memory of a guest-physical address.
-    pub(crate) fn second_stage(&mut self, gpa: NestedGpa, need: &Need) -> Result<Mapping<Gpa>, Stop> {
+    pub(crate) fn second_stage(&mut self, gpa: NestedGpa, need: Need) -> Result<Mapping<Gpa>, Stop> {
         let Some(stage) = self.second else {
             return Ok(Mapping::identity(gpa.untranslated()));
         };
@@ -228,18 +228,17 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
             return Err(refused);
         }
         let remembered = self.ioatc.second.leaf(stage.gscid, gpa.get());
-        let leaf = match remembered.filter(|leaf| need.allowed_by_second(leaf.pte) && need.marks(leaf.pte) == leaf.pte)
-        {
-            Some(leaf) => leaf,
-            None => {
-                self.loads.missed = true;
-                self.walk_second(&stage, gpa, need, refused)?
-            }
+        let enough = |leaf: &Leaf| need.allowed_by_second(leaf.pte) && need.marks(leaf.pte) == leaf.pte;
+        let leaf = if let Some(leaf) = remembered.filter(enough) {
+            leaf
+        } else {
+            self.loads.missed = true;
+            self.walk_second(&stage, gpa, need, refused)?
         };
         Ok(Mapping::of(&leaf, Gpa::new(leaf.output(gpa.get()))))
     }
 
-    fn walk_second(&mut self, stage: &SecondStage, gpa: NestedGpa, need: &Need, refused: Stop) -> Result<Leaf, Stop> {
+    fn walk_second(&mut self, stage: &SecondStage, gpa: NestedGpa, need: Need, refused: Stop) -> Result<Leaf, Stop> {
         let scheme = stage.scheme;
         let root = Table { at: stage.root.base(), level: scheme.root_level(), global: false };
         let mut table = self.ioatc.second.table(stage.gscid, gpa.get()).unwrap_or(root);
@@ -267,7 +266,7 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
         stage: &SecondStage,
         at: Gpa,
         level: u8,
-        need: &Need,
+        need: Need,
         refused: Stop,
     ) -> Result<(Pte, Entry), Stop> {
         let width = stage.scheme.width;

@@ -12,6 +12,7 @@ use super::{Ask, Outcome, Pbmt, Refusal, To};
 /// An ATS translation request of an emulated device, for one translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[expect(clippy::struct_excessive_bools, reason = "the bits of a request")]
 pub struct AtsRequest {
     /// Who asks.
     pub device: Attachment,

@@ -143,14 +143,13 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
             (_, Some(directory)) => directory,
         };
         // 3-6. Locate the device context.
-        let dc = match self.caches.contexts.device(origin.device) {
-            Some(dc) => dc,
-            None => {
-                let found = directory.locate_counted(self.memory, origin.device, &mut self.tally.ddt);
-                let dc = found.map_err(|fault| Refusal { fault, dtf: false })?;
-                self.caches.contexts.insert_device(origin.device, dc);
-                dc
-            }
+        let dc = if let Some(dc) = self.caches.contexts.device(origin.device) {
+            dc
+        } else {
+            let found = directory.locate_counted(self.memory, origin.device, &mut self.tally.ddt);
+            let dc = found.map_err(|fault| Refusal { fault, dtf: false })?;
+            self.caches.contexts.insert_device(origin.device, dc);
+            dc
         };
         self.with_context(&dc, origin, ask).map_err(|fault| Refusal { fault, dtf: dc.tc.dtf() })
     }
@@ -181,7 +180,7 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
         let first = self.first_stage(dc, entered.first);
         let mut walker = self.walker(dc);
         // 17. First stage.
-        let first = walker.first_stage(first.as_ref(), origin.iova, &need).map_err(stop)?;
+        let first = walker.first_stage(first.as_ref(), origin.iova, need).map_err(stop)?;
         // 18. An interrupt file of a VM, which takes the place of the second stage.
         if let (Some(msi), Some(stage)) = (dc.msi.filter(|msi| msi.matches(first.to)), dc.second_stage) {
             let destination = self.message(&msi, stage.gscid, first.to, ask)?;
@@ -189,7 +188,7 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
             return Ok(Outcome { to: To::Msi(destination), ..outcome(&first, &second, &entered, dc) });
         }
         // 19. Second stage.
-        let second = walker.second_stage(first.to, &need).map_err(stop)?;
+        let second = walker.second_stage(first.to, need).map_err(stop)?;
         // 20. Done.
         let mut shift = first.shift.min(second.shift);
         while shift > PAGE_SHIFT && dc.msi.is_some_and(|msi| msi.overlaps(first.to, shift)) {
@@ -215,22 +214,21 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
         };
         self.tally.process = Some(process);
         // 14. Locate the process context.
-        let context = match self.caches.contexts.process(origin.device, process) {
-            Some(context) => context,
-            None => {
-                let directory = ProcessDirectory {
-                    pdtp,
-                    tc: dc.tc,
-                    view: View::of(self.registers).with_big_endian(dc.tc.sbe()),
-                    capabilities: self.registers.capabilities(),
-                };
-                let mut loads = 0;
-                let found = directory.locate(&mut self.walker(dc), process, ask.access(), &mut loads);
-                self.tally.pdt = loads;
-                let context = found?;
-                self.caches.contexts.insert_process(origin.device, process, context);
-                context
-            }
+        let context = if let Some(context) = self.caches.contexts.process(origin.device, process) {
+            context
+        } else {
+            let directory = ProcessDirectory {
+                pdtp,
+                tc: dc.tc,
+                view: View::of(self.registers).with_big_endian(dc.tc.sbe()),
+                capabilities: self.registers.capabilities(),
+            };
+            let mut loads = 0;
+            let found = directory.locate(&mut self.walker(dc), process, ask.access(), &mut loads);
+            self.tally.pdt = loads;
+            let context = found?;
+            self.caches.contexts.insert_process(origin.device, process, context);
+            context
         };
         // 15. Supervisor requests have to be enabled.
         if supervisor && !context.ens {
