@@ -21,9 +21,9 @@
 //! |---|---|---|
 //! | 0 | `fault::cause` [`error`] [`id`] [`addr`] `progress` `attachment` | newtypes, host errors, what a call left to do |
 //! | 1 | [`regs::layout`] [`regs::capabilities`] [`regs`] [`fault`] [`backend`] | register formats and where each register is; causes; the host's traits and orders |
-//! | 2 | formats [`ddt::entry`] [`pdt::entry`] [`cmdq::command`] [`ats::message`] [`faultq::record`] [`pageq::record`] [`pt`] [`msi`], `regs::file` `config` `mem` `ring` | records in memory; the register file; what is offered; the one place that reads and writes records; queue indices |
-//! | 3 | `ioatc` `pt::check` `pt::scheme` `pt::walk` | what translation remembers; the way down the page tables of both stages |
-//! | 4 | [`ddt`] `msi::mrif` | locating and checking a device context; MSI page tables |
+//! | 2 | formats [`ddt::entry`] [`pdt::entry`] [`cmdq::command`] [`ats::message`] [`faultq::record`] [`pageq::record`] [`pt::pte`] [`msi::pte`], `regs::file` `config` `mem` `ring` | records in memory; the register file; what is offered; the one place that reads and writes records; queue indices |
+//! | 3 | `ioatc` [`pt`] | what translation remembers; the way down the page tables of both stages |
+//! | 4 | [`ddt`] [`msi`] | locating and checking a device context; MSI page tables |
 //! | 5 | [`pdt`] | locating and checking a process context |
 //! | 6 | `interrupt` `hpm` [`faultq`] `emulated` `drain` [`pageq`] [`ats`] `nest` `translate` [`cmdq`] | what the IOMMU does |
 //! | 8 | `stats` `viommu` | counts; `viommu` owns everything; the only module that sees everything |
