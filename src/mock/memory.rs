@@ -134,6 +134,31 @@ impl Memory {
         self.poke(at, self.in_order(value));
     }
 
+    /// The 4 bytes at `at`, as the guest reads them.
+    ///
+    /// # Panics
+    /// If no memory is there, or `at` is no multiple of 4.
+    #[must_use]
+    pub fn read_half(&self, at: Gpa) -> u32 {
+        let word = self.read(Gpa::new(at.get() & !7)) >> self.half(at);
+        u32::try_from(word & 0xffff_ffff).unwrap_or_default()
+    }
+
+    /// Writes the 4 bytes at `at`, as the guest does.
+    ///
+    /// # Panics
+    /// If no memory is there, or `at` is no multiple of 4.
+    pub fn write_half(&self, at: Gpa, value: u32) {
+        let (word, shift) = (Gpa::new(at.get() & !7), self.half(at));
+        self.write(word, self.read(word) & !(0xffff_ffff << shift) | u64::from(value) << shift);
+    }
+
+    /// Which half of its word the 4 bytes at `at` are: of a big-endian one the low half comes last.
+    fn half(&self, at: Gpa) -> u32 {
+        assert!(at.get().is_multiple_of(4), "the guest accesses 4 bytes at {at}");
+        if (at.get() & 4 == 0) == self.big_endian { 32 } else { 0 }
+    }
+
     /// `count` words from `at` on.
     #[must_use]
     pub fn read_words(&self, at: Gpa, count: usize) -> Vec<u64> {

@@ -1,9 +1,15 @@
-//! Device directories and first-stage tables in guest memory, as a guest driver builds them.
+//! Directories and page tables in guest memory, as a guest driver builds them.
 //!
 //! Everything is a literal of the specification's figures, independent of the crate's own formats. For big-endian
 //! structures take a [`big_endian`](Memory::big_endian) handle.
 
-use crate::addr::{Gpa, Iova};
+mod pages;
+mod process;
+
+pub use pages::{FirstStageTable, PageSize, PageTable};
+pub use process::ProcessDirectory;
+
+use crate::addr::Gpa;
 use crate::id::{DeviceId, FirstStageMode, Pscid};
 
 use super::memory::Memory;
@@ -26,6 +32,8 @@ pub mod pte {
     pub const A: u64 = 1 << 6;
     /// Dirty.
     pub const D: u64 = 1 << 7;
+    /// Part of a range of 64 KiB (Svnapot).
+    pub const N: u64 = 1 << 63;
     /// A page a device may read and write, with nothing left for the IOMMU to update.
     pub const RW: u64 = V | R | W | U | A | D;
     /// A page a device may read.
@@ -125,87 +133,6 @@ impl Directory {
     }
 }
 
-/// Sizes of a first-stage leaf.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum PageSize {
-    /// 4 KiB.
-    K4,
-    /// 2 MiB.
-    M2,
-    /// 1 GiB.
-    G1,
-}
-
-impl PageSize {
-    const fn level(self) -> u8 {
-        match self {
-            Self::K4 => 0,
-            Self::M2 => 1,
-            Self::G1 => 2,
-        }
-    }
-}
-
-/// A first-stage table in guest memory (rules S1-03, PTE-01).
-#[derive(Clone, Debug)]
-pub struct FirstStageTable {
-    memory: Memory,
-    mode: FirstStageMode,
-    root: Gpa,
-}
-
-impl FirstStageTable {
-    /// An empty table.
-    #[must_use]
-    pub fn new(memory: &Memory, mode: FirstStageMode) -> Self {
-        Self { memory: memory.clone(), mode, root: memory.allocate(1) }
-    }
-
-    /// The root page.
-    #[must_use]
-    pub const fn root(&self) -> Gpa {
-        self.root
-    }
-
-    /// The device context that uses this table.
-    #[must_use]
-    pub fn context(&self, pscid: Pscid) -> [u64; 4] {
-        first_stage(self.mode, self.root, pscid)
-    }
-
-    /// Maps the page of this size that holds `iova` to the one that holds `gpa`; `flags` are bits of [`pte`].
-    pub fn map(&self, iova: Iova, gpa: Gpa, size: PageSize, flags: u64) {
-        let within = 0x1000_u64.wrapping_shl(u32::from(size.level()).wrapping_mul(9)).wrapping_sub(1);
-        self.memory.write(self.entry_address(iova, size.level()), (gpa.get() & !within) >> 2 | flags);
-    }
-
-    /// Clears the leaf of this size that maps `iova`.
-    pub fn unmap(&self, iova: Iova, size: PageSize) {
-        self.memory.write(self.entry_address(iova, size.level()), 0);
-    }
-
-    /// Where the entry for `iova` at `level` is, 0 being 4-KiB leaves; makes the way to it.
-    #[must_use]
-    pub fn entry_address(&self, iova: Iova, level: u8) -> Gpa {
-        let shift = 12_u32.wrapping_add(u32::from(level).wrapping_mul(9));
-        let index = iova.get().wrapping_shr(shift) & 0x1ff;
-        self.table(iova, level).or(index << 3)
-    }
-
-    fn table(&self, iova: Iova, level: u8) -> Gpa {
-        let above = level.wrapping_add(1);
-        if above >= self.mode.levels() {
-            return self.root;
-        }
-        let at = self.entry_address(iova, above);
-        if self.memory.read(at) & 1 == 0 {
-            self.memory.write(at, self.memory.allocate(1).get() >> 2 | pte::V);
-        }
-        Gpa::new((self.memory.read(at) & 0x003f_ffff_ffff_fc00) << 2)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,20 +155,5 @@ mod tests {
         let first = memory.read(Gpa::new(extended.root().get() + 0x24 * 8)).swap_bytes();
         let second = memory.read(Gpa::new((first >> 10 << 12) + 0xd1 * 8)).swap_bytes();
         assert_eq!(memory.read(Gpa::new((second >> 10 << 12) + 0x16 * 64)), 1 << 56);
-    }
-
-    #[test]
-    fn a_leaf_is_where_the_indices_say() {
-        let memory = Memory::new();
-        let table = FirstStageTable::new(&memory, FirstStageMode::Sv39);
-        table.map(Iova::new(0x7f_c060_5123), Gpa::new(0x1234_5678), PageSize::K4, pte::RO);
-        // VPN[2] = 0x1ff, VPN[1] = 3, VPN[0] = 5 (S1-03).
-        let first = memory.read(Gpa::new(table.root().get() + 0x1ff * 8));
-        let second = memory.read(Gpa::new((first >> 10 << 12) + 3 * 8));
-        assert_eq!(memory.read(Gpa::new((second >> 10 << 12) + 5 * 8)), 0x1_2345 << 10 | 0x53);
-        table.map(Iova::new(0x4000_0000), Gpa::new(0xc000_1000), PageSize::G1, pte::RW);
-        assert_eq!(memory.read(Gpa::new(table.root().get() + 8)), 0xc_0000 << 10 | 0xd7);
-        table.unmap(Iova::new(0x4000_0000), PageSize::G1);
-        assert_eq!(memory.read(Gpa::new(table.root().get() + 8)), 0);
     }
 }

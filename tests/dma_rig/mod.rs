@@ -1,0 +1,134 @@
+//! A guest whose devices are all emulated: its memory, its directory, its queues, and one device.
+
+#![allow(dead_code, reason = "each test uses its part of it")]
+
+use riscv_viommu::mock::guest::{CommandRing, FaultRing, register};
+use riscv_viommu::mock::tables::Directory;
+use riscv_viommu::mock::{Memory, Wires};
+use riscv_viommu::{
+    Attachment, Capabilities, Config, DeviceId, DevicePolicy, Gpa, InterruptKinds, NoPhysical, Parts, Progress,
+    Request, Target, TranslateError, Translation, VIommu, Width,
+};
+
+/// The guest's id of the device.
+pub(crate) const DEVICE: u32 = 0x12_3456;
+
+/// Where the queues are.
+const COMMANDS: Gpa = Gpa::new(0x9000_0000);
+const FAULTS: Gpa = Gpa::new(0x9100_0000);
+
+/// The vIOMMU; `CACHE` is the number of entries it remembers.
+pub(crate) type Emulated<const CACHE: usize> = VIommu<Parts<Memory, Wires, NoPhysical>, 16, 16, CACHE>;
+
+/// Everything that can be offered, with contexts of the extended format.
+pub(crate) fn everything() -> Config {
+    Config::emulated()
+        .with_capabilities(Capabilities::from_bits(u64::MAX).with_pas(56))
+        .with_ats(true)
+        .with_debug(true)
+        .with_synchronous_dma(true)
+}
+
+/// The vIOMMU, and handles on what it works with.
+#[derive(Debug)]
+pub(crate) struct DmaRig<const CACHE: usize = 0> {
+    pub(crate) iommu: Emulated<CACHE>,
+    pub(crate) memory: Memory,
+    pub(crate) directory: Directory,
+    pub(crate) commands: CommandRing,
+    pub(crate) faults: FaultRing,
+    pub(crate) device: Attachment,
+}
+
+impl<const CACHE: usize> DmaRig<CACHE> {
+    /// A guest that was offered `config` and has a directory of 3 levels, empty but for what the test puts in.
+    pub(crate) fn new(config: Config) -> Self {
+        Self::in_memory(config, Memory::new())
+    }
+
+    pub(crate) fn in_memory(config: Config, memory: Memory) -> Self {
+        let parts =
+            Parts { memory: memory.clone(), interrupts: Wires::new(InterruptKinds::Wired), physical: NoPhysical };
+        let mut iommu = VIommu::new(parts);
+        assert_eq!(iommu.start(&config), Ok(()));
+        let capabilities = Capabilities::from_bits(iommu.read(0, Width::U64));
+        let directory = Directory::new(&memory, 3, capabilities.msi_flat());
+        let commands = CommandRing::new(&memory, 8, COMMANDS);
+        let faults = FaultRing::new(&memory, 8, FAULTS);
+        let policy = DevicePolicy::default().with_ats(capabilities.ats());
+        let device = iommu.attach_emulated(DeviceId::truncate(DEVICE), policy).expect("there is room");
+        let mut rig = Self { iommu, memory, directory, commands, faults, device };
+        let (cqb, fqb) = (rig.commands.cqb(), rig.faults.fqb());
+        rig.write8(register::CQB, cqb);
+        rig.write(register::CQCSR, register::ENABLE);
+        rig.write8(register::FQB, fqb);
+        rig.write(register::FQCSR, register::ENABLE);
+        rig.write8(register::DDTP, rig.directory.ddtp());
+        rig.forget_accesses();
+        rig
+    }
+
+    pub(crate) fn write(&mut self, offset: u64, value: u64) {
+        let _ = self.iommu.write(offset, Width::U32, value);
+    }
+
+    pub(crate) fn write8(&mut self, offset: u64, value: u64) {
+        let _ = self.iommu.write(offset, Width::U64, value);
+    }
+
+    pub(crate) fn read(&self, offset: u64) -> u64 {
+        self.iommu.read(offset, Width::U32)
+    }
+
+    pub(crate) fn read8(&self, offset: u64) -> u64 {
+        self.iommu.read(offset, Width::U64)
+    }
+
+    /// What happened to guest memory so far is not what the test is about.
+    pub(crate) fn forget_accesses(&self) {
+        let _ = (self.memory.take_events(), self.memory.take_loads());
+    }
+
+    /// Gives the device this context; what is not given is 0.
+    pub(crate) fn set_context(&self, context: &[u64]) {
+        self.directory.set(DeviceId::truncate(DEVICE), context);
+    }
+
+    /// The guest queues commands and rings.
+    pub(crate) fn run(&mut self, commands: impl IntoIterator<Item = [u64; 2]>) -> Progress {
+        let cqt = self.commands.push_all(commands);
+        self.iommu.write(register::CQT, Width::U32, cqt)
+    }
+
+    /// Where a request goes.
+    pub(crate) fn translate(&mut self, request: Request) -> Result<Translation, TranslateError> {
+        self.iommu.translate(&request)
+    }
+
+    /// The address in memory a request goes to, or the code of its cause.
+    pub(crate) fn address(&mut self, request: Request) -> Result<u64, u16> {
+        match self.iommu.translate(&request) {
+            Ok(translation) => match translation.target {
+                Target::Memory(at) | Target::InterruptFile(at) => Ok(at.get()),
+                other => panic!("{other:?} has no address"),
+            },
+            Err(TranslateError::Fault(cause)) => Err(cause.code()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The records written since they were last taken, four words each.
+    pub(crate) fn take_faults(&mut self) -> Vec<[u64; 4]> {
+        let fqt = self.iommu.read(register::FQT, Width::U32);
+        let records = self.faults.take(fqt);
+        self.write(register::FQH, fqt);
+        records
+    }
+
+    /// The one record written since they were last taken.
+    pub(crate) fn take_fault(&mut self) -> [u64; 4] {
+        let records = self.take_faults();
+        assert_eq!(records.len(), 1, "one record is expected: {records:x?}");
+        records[0]
+    }
+}
