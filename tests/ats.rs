@@ -1,7 +1,12 @@
 //! ATS towards emulated devices: invalidation requests and page responses on their way, and the fences that wait for
 //! them.
 
-#![expect(clippy::arithmetic_side_effects, clippy::expect_used, reason = "small numbers, and a failure is a finding")]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "small numbers, and a failure is a finding"
+)]
 
 #[allow(dead_code, reason = "shared by several files of tests, each of which needs a part of it")]
 mod common;
@@ -9,14 +14,15 @@ mod common;
 use common::{ILLEGAL, Rig};
 use proptest::prelude::*;
 use riscv_viommu::mock::guest::register::{
-    BUSY, CIP, CMD_ILL, CMD_TO, CQCSR, CQH, CQT, ENABLE, FCTL, FENCE_W_IP, INTERRUPT_ENABLE, IPSR, ON,
+    BUSY, CIP, CMD_ILL, CMD_TO, CQB, CQCSR, CQH, CQT, DDTP, ENABLE, FCTL, FENCE_W_IP, INTERRUPT_ENABLE, IPSR, ON,
 };
-use riscv_viommu::mock::guest::{Ats, CommandRing, Iofence};
+use riscv_viommu::mock::guest::{Ats, CommandRing, Iofence, Iotinval};
+use riscv_viommu::mock::tables::{Directory, FirstStageTable, PageSize, pte};
 use riscv_viommu::mock::{Event, Memory, Wires};
 use riscv_viommu::{
-    AttachError, Attachment, Config, ConfigError, DetachError, DeviceId, DeviceMessage, DevicePolicy, Gpa,
-    InterruptKinds, InvalidationCompletion, InvalidationRequest, Itag, NoPhysical, Parts, Post, ProcessId, Progress,
-    ResponseCode, VIommu, Width,
+    AtsCompletion, AtsRequest, AttachError, Attachment, Config, ConfigError, DetachError, DeviceId, DeviceMessage,
+    DevicePolicy, FirstStageMode, Gpa, InterruptKinds, InvalidationCompletion, InvalidationRequest, Iova, Itag,
+    NoPhysical, Parts, Post, ProcessId, Progress, Pscid, ResponseCode, VIommu, Width,
 };
 
 /// The function at 00:01.0.
@@ -429,7 +435,7 @@ fn there_are_as_many_itags_as_the_host_gives() {
         iommu.start(&config().with_ats(true)).expect("a configuration");
         iommu.attach_emulated(id(RID.into()), granted()).expect("there is room");
         let mut queue = CommandRing::new(&memory, 8, common::COMMANDS);
-        let _ = iommu.write(24, Width::U64, queue.cqb());
+        let _ = iommu.write(CQB, Width::U64, queue.cqb());
         let _ = iommu.write(CQCSR, Width::U32, ENABLE);
         let tail = queue.push_all([inval()].repeat(100));
         let _ = iommu.write(CQT, Width::U32, tail);
@@ -529,7 +535,7 @@ fn a_queue_turned_off_does_not_wait_for_a_command_it_has_not_begun() {
     let _ = guest.write(CQCSR, ENABLE);
     let cqb = guest.queue.cqb();
     let _ = guest.write(CQCSR, 0);
-    let _ = guest.rig.iommu.write(24, Width::U64, cqb);
+    let _ = guest.rig.iommu.write(CQB, Width::U64, cqb);
     let _ = guest.write(CQCSR, ENABLE);
     assert_eq!(guest.ring([fence()]), Progress::Waiting, "FEN-01");
     for itag in itags {
@@ -546,7 +552,7 @@ fn a_timeout_outlives_the_queue_that_caused_it() {
     let _ = guest.time_out(itag);
     let _ = guest.write(CQCSR, 0);
     let cqb = guest.queue.cqb();
-    let _ = guest.rig.iommu.write(24, Width::U64, cqb);
+    let _ = guest.rig.iommu.write(CQB, Width::U64, cqb);
     let _ = guest.write(CQCSR, ENABLE);
     let _ = guest.ring([fence()]);
     assert_eq!(guest.state(), (RUNNING | CMD_TO, 0), "CQ-25");
@@ -615,6 +621,56 @@ fn a_shutdown_leaves_no_device() {
     assert_eq!(guest.rig.iommu.shutdown(), Progress::Idle);
     assert_eq!((guest.messages(), guest.state()), (vec![], (RUNNING, 2)));
     assert_eq!(guest.rig.iommu.detach(guest.device.device()), Err(DetachError::NotAttached));
+}
+
+// Together with translation.
+
+/// What the device's own cache gets for the page of `iova`.
+fn asked<const CACHE: usize>(
+    iommu: &mut VIommu<Parts<Memory, Wires, NoPhysical>, 16, 16, CACHE>,
+    device: Attachment,
+    iova: Iova,
+) -> u64 {
+    match iommu.ats_translate(&AtsRequest::new(device, iova)) {
+        Ok(AtsCompletion::Success(translation)) if translation.read && translation.write => translation.address,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn a_device_that_forgets_gets_what_is_mapped_now<const CACHE: usize>() {
+    let memory = Memory::new();
+    let parts = Parts { memory: memory.clone(), interrupts: Wires::new(InterruptKinds::Msi), physical: NoPhysical };
+    let mut iommu = VIommu::<_, 16, 16, CACHE>::new(parts);
+    iommu.start(&config().with_ats(true)).expect("a configuration");
+    let device = iommu.attach_emulated(id(RID.into()), granted()).expect("there is room");
+    let table = FirstStageTable::new(&memory, FirstStageMode::Sv39);
+    let (iova, old, new) = (Iova::new(PAGE), memory.allocate(1), memory.allocate(1));
+    table.map(iova, old, PageSize::K4, pte::RW);
+    let directory = Directory::new(&memory, 1, false);
+    let [tc, rest @ ..] = table.context(Pscid::truncate(1));
+    // EN_ATS.
+    directory.set(device.device(), &[&[tc | 1 << 1][..], &rest].concat());
+    let _ = iommu.write(DDTP, Width::U64, directory.ddtp());
+    let mut queue = CommandRing::new(&memory, 8, common::COMMANDS);
+    let _ = iommu.write(CQB, Width::U64, queue.cqb());
+    let _ = iommu.write(CQCSR, Width::U32, ENABLE);
+    assert_eq!(asked(&mut iommu, device, iova), old.get());
+
+    table.map(iova, new, PageSize::K4, pte::RW);
+    // No fence between the two: commands are carried out in order all the same.
+    let tail = queue.push_all([Iotinval::ALL.address(iova).vma(), inval(), fence()]);
+    assert_eq!(iommu.write(CQT, Width::U32, tail), Progress::Waiting);
+    let Some((to, DeviceMessage::Invalidation(request))) = iommu.next_message() else { panic!() };
+    assert_eq!((to, request.payload.range().first(), request.payload.range().last()), (device, iova, iova));
+    assert_eq!(asked(&mut iommu, device, iova), new.get(), "ATC-05, VC-73, ATS-18, SWG-18");
+    assert_eq!(iommu.ats_completion(device, InvalidationCompletion::of(request.itag)), Progress::Idle);
+    assert_eq!((iommu.read(CQH, Width::U32), iommu.read(CQCSR, Width::U32)), (3, RUNNING));
+}
+
+#[test]
+fn a_device_told_to_forget_gets_what_is_mapped_now() {
+    a_device_that_forgets_gets_what_is_mapped_now::<0>();
+    a_device_that_forgets_gets_what_is_mapped_now::<8>();
 }
 
 // Taking devices in.
