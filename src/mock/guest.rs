@@ -1,8 +1,13 @@
-//! The guest driver's half of the queues: commands as literals, a ring to push them to, a ring to take faults from.
+//! The guest driver's half of the queues: commands as literals, a ring to push them to, rings to take faults and page
+//! requests from.
 //!
 //! Nothing here knows the vIOMMU: what is to be written to a register is returned. Encodings are worked out from the
 //! figures of the specification (rules CMD-01 to CMD-18), not with the crate's own formats. For big-endian queues take
 //! a [`big_endian`](Memory::big_endian) handle.
+
+mod ats;
+
+pub use ats::{Ats, PageRequestRing};
 
 use std::vec::Vec;
 
@@ -31,10 +36,18 @@ pub mod register {
     pub const FQH: u64 = 48;
     /// `fqt`, 4 bytes.
     pub const FQT: u64 = 52;
+    /// `pqb`, 8 bytes.
+    pub const PQB: u64 = 56;
+    /// `pqh`, 4 bytes.
+    pub const PQH: u64 = 64;
+    /// `pqt`, 4 bytes.
+    pub const PQT: u64 = 68;
     /// `cqcsr`, 4 bytes.
     pub const CQCSR: u64 = 72;
     /// `fqcsr`, 4 bytes.
     pub const FQCSR: u64 = 76;
+    /// `pqcsr`, 4 bytes.
+    pub const PQCSR: u64 = 80;
     /// `ipsr`, 4 bytes.
     pub const IPSR: u64 = 84;
     /// `icvec`, 8 bytes.
@@ -42,23 +55,25 @@ pub mod register {
     /// `msi_cfg_tbl`: 16 bytes for each vector, address (8), data (4), vector control (4).
     pub const MSI_CFG_TBL: u64 = 768;
 
-    /// `cqcsr.cqen` and `fqcsr.fqen`.
+    /// `cqcsr.cqen`, `fqcsr.fqen`, `pqcsr.pqen`.
     pub const ENABLE: u64 = 1;
-    /// `cqcsr.cie` and `fqcsr.fie`.
+    /// `cqcsr.cie`, `fqcsr.fie`, `pqcsr.pie`.
     pub const INTERRUPT_ENABLE: u64 = 1 << 1;
-    /// `cqcsr.cqmf` and `fqcsr.fqmf`.
+    /// `cqcsr.cqmf`, `fqcsr.fqmf`, `pqcsr.pqmf`.
     pub const MEMORY_FAULT: u64 = 1 << 8;
     /// `cqcsr.cmd_to`.
     pub const CMD_TO: u64 = 1 << 9;
     /// `fqcsr.fqof`.
     pub const FQOF: u64 = 1 << 9;
+    /// `pqcsr.pqof`.
+    pub const PQOF: u64 = 1 << 9;
     /// `cqcsr.cmd_ill`.
     pub const CMD_ILL: u64 = 1 << 10;
     /// `cqcsr.fence_w_ip`.
     pub const FENCE_W_IP: u64 = 1 << 11;
-    /// `cqcsr.cqon` and `fqcsr.fqon`.
+    /// `cqcsr.cqon`, `fqcsr.fqon`, `pqcsr.pqon`.
     pub const ON: u64 = 1 << 16;
-    /// `cqcsr.busy` and `fqcsr.busy`.
+    /// `cqcsr.busy`, `fqcsr.busy`, `pqcsr.busy`.
     pub const BUSY: u64 = 1 << 17;
     /// `ddtp.busy`.
     pub const DDTP_BUSY: u64 = 1 << 4;
@@ -66,6 +81,8 @@ pub mod register {
     pub const CIP: u64 = 1;
     /// `ipsr.fip`.
     pub const FIP: u64 = 1 << 1;
+    /// `ipsr.pip`.
+    pub const PIP: u64 = 1 << 3;
 }
 
 /// The command queue as the guest's driver sees it: it owns the tail.

@@ -27,6 +27,8 @@ pub(crate) struct Received {
     pub(crate) fault: Option<(Fault, bool)>,
     /// What the IOMMU itself answers.
     pub(crate) response: Option<PageResponse>,
+    /// Directory entries that were read (rule HPM-27).
+    pub(crate) loads: u32,
 }
 
 /// Why a message is not in the queue.
@@ -45,20 +47,27 @@ pub(crate) fn receive(
     signals: &mut Signals,
     memory: &mut impl GuestMemory,
 ) -> Received {
-    match permit(device, registers, memory).and_then(|context| {
+    let mut loads = 0;
+    let queued = permit(device, registers, memory, &mut loads).and_then(|context| {
         queue(device, request, registers, signals, memory).map_err(|code| Discarded {
             code,
             fault: None,
             prpr: context.tc.prpr(),
         })
-    }) {
-        Ok(()) => Received { fault: None, response: None },
-        Err(discarded) => Received { fault: discarded.fault, response: response(request, &discarded) },
+    });
+    match queued {
+        Ok(()) => Received { fault: None, response: None, loads },
+        Err(discarded) => Received { fault: discarded.fault, response: response(request, &discarded), loads },
     }
 }
 
 /// Whether the guest lets the device make page requests (rules PQ-10 to PQ-14).
-fn permit(device: DeviceId, registers: &Registers, memory: &impl GuestMemory) -> Result<Checked, Discarded> {
+fn permit(
+    device: DeviceId,
+    registers: &Registers,
+    memory: &impl GuestMemory,
+    loads: &mut u32,
+) -> Result<Checked, Discarded> {
     let refused = |fault: Fault, dtf, prpr| {
         let code = match fault.cause {
             Cause::TransactionTypeDisallowed => ResponseCode::InvalidRequest,
@@ -69,7 +78,7 @@ fn permit(device: DeviceId, registers: &Registers, memory: &impl GuestMemory) ->
     let located = match (registers.mode(), Directory::of(registers)) {
         (DdtpMode::Bare, _) => Err(Fault::new(Cause::TransactionTypeDisallowed)),
         (_, None) => Err(Fault::new(Cause::AllInboundDisallowed)),
-        (_, Some(directory)) => directory.locate(memory, device),
+        (_, Some(directory)) => directory.locate_counted(memory, device, loads),
     };
     let context = located.map_err(|fault| refused(fault, false, false))?;
     if context.tc.en_pri() {

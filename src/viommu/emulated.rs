@@ -9,6 +9,7 @@ use crate::emulated::Device;
 use crate::error::{AttachError, TranslateError};
 use crate::fault::TransactionType;
 use crate::faultq::Origin;
+use crate::hpm::{self, Event, Tags};
 use crate::id::{DeviceId, Itag};
 use crate::pageq::{self, PageRequest};
 use crate::progress::Progress;
@@ -109,8 +110,12 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         }
         let id = attachment.device();
         let received = pageq::receive(id, request, &mut self.registers, &mut self.signals, &mut self.backend);
+        let PageRequest { process, privileged, .. } = *request;
+        if received.loads != 0 {
+            let tags = Tags { device: id, process, gscid: None, pscid: None };
+            hpm::count(&mut self.registers, &mut self.signals, Event::DdtWalk, received.loads, &tags);
+        }
         if let Some((fault, dtf)) = received.fault {
-            let PageRequest { process, privileged, .. } = *request;
             let iova = Iova::new(pageq::MESSAGE_CODE);
             let access = TransactionType::MessageRequest;
             self.record(fault, &Origin { device: id, access, process, privileged, iova }, dtf);
