@@ -16,7 +16,7 @@ use riscv_viommu::mock::guest::register::{
 use riscv_viommu::mock::guest::{Iofence, inval_ddt};
 use riscv_viommu::mock::{Event, tables};
 use riscv_viommu::{
-    Attachment, Capabilities, Cause, Config, ConfigError, FenceOutcome, Gpa, HostFault, InterruptKinds, Iova,
+    Attachment, Capabilities, Cause, Config, ConfigError, FenceOutcome, Gpa, Gxl, HostFault, InterruptKinds, Iova,
     MemoryFault, Post, Progress, TransactionType, Width,
 };
 
@@ -257,15 +257,19 @@ fn a_vector_of_a_cause_that_is_absent_is_never_pending() {
 #[test]
 fn only_what_is_implemented_is_offered() {
     let everything = Config::emulated().with_capabilities(Capabilities::from_bits(u64::MAX).with_pas(56));
+    let asked_for =
+        everything.with_gxl(Gxl::Writable).with_ats(true).with_debug(true).with_counters(1).with_qos_bits(12);
     let nested = Config::nested().with_capabilities(Capabilities::from_bits(u64::MAX).with_pas(56));
     let cases = [
-        (Config::emulated(), 0x0c38_0000_0010),
-        (everything, 0x0c38_0840_0010),
+        (Config::emulated(), 0x0df8_0100_ce10),
+        (everything, 0x0df8_09ee_ce10),
+        (asked_for, 0x0ff8_cfef_cf10),
         (nested, 0x0c38_0840_0e10),
         (Config::emulated().with_capabilities(Capabilities::new().with_pas(32)), 0x0020_0000_0010),
-        (Config::emulated().with_big_endian(true), 0x0c38_0800_0010),
-        (Config::emulated().with_extended_contexts(true), 0x0c38_0040_0010),
-        (Config::emulated().with_pas(40), 0x0c28_0000_0010),
+        (Config::emulated().with_big_endian(true), 0x0df8_0900_ce10),
+        (Config::emulated().with_extended_contexts(true), 0x0df8_0140_ce10),
+        (Config::emulated().with_second_stage(true), 0x0df8_010e_ce10),
+        (Config::emulated().with_pas(40), 0x0de8_0100_ce10),
     ];
     for (config, literal) in cases {
         for (kinds, igs) in [(InterruptKinds::Msi, 0), (InterruptKinds::Wired, 1), (InterruptKinds::Both, 2)] {
@@ -857,7 +861,7 @@ fn reset_gives_every_register_its_reset_value() {
             let reset = snapshot(&rig);
             for &(offset, value) in &reset {
                 let expected = match offset {
-                    CAPABILITIES => 0x0c38_0800_0010 | igs << 28,
+                    CAPABILITIES => 0x0df8_0900_ce10 | igs << 28,
                     FCTL => wsi,
                     DDTP => mode,
                     _ => 0,
