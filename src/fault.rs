@@ -60,6 +60,12 @@ impl TransactionType {
         })
     }
 
+    /// Whether the address is one as the device knows it.
+    #[must_use]
+    pub const fn is_untranslated(self) -> bool {
+        matches!(self, Self::UntranslatedExecute | Self::UntranslatedRead | Self::UntranslatedWrite)
+    }
+
     /// Whether the address is one the device got from an ATS translation.
     #[must_use]
     pub const fn is_translated(self) -> bool {

@@ -47,6 +47,17 @@ pub(crate) struct Pdtp {
     pub(crate) root: Ppn,
 }
 
+impl Pdtp {
+    /// Bits of `process_id` a directory of so many levels takes (rule PDT-02).
+    pub(crate) const fn width(self) -> u32 {
+        match self.levels {
+            1 => 8,
+            2 => 17,
+            _ => 20,
+        }
+    }
+}
+
 /// A second-stage table of the guest's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SecondStageContext {

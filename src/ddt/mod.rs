@@ -5,9 +5,11 @@
 
 pub(crate) mod check;
 pub mod entry;
+mod reading;
 
 pub(crate) use check::{Checked, FirstStageContext, Iosatp, MsiContext, Pdtp, iosatp, iosatp_mode_offered};
 pub use entry::{BaseContext, DdtEntry, ExtendedContext, Fsc, Iohgatp, MsiPageBits, Msiptp, Ta, Tc};
+pub(crate) use reading::Reading;
 
 use crate::addr::{Gpa, Ppn};
 use crate::backend::GuestMemory;
@@ -72,18 +74,9 @@ impl Directory {
     /// Finds and checks the context of a device: "Process to locate the Device-context".
     ///
     /// # Errors
-    /// 260 if the id is too wide, 257, 258, 259 and 268 as each entry fails; the first failing step decides.
-    pub(crate) fn locate(&self, memory: &impl GuestMemory, id: DeviceId) -> Result<Checked, Fault> {
-        self.locate_counted(memory, id, &mut 0)
-    }
-
-    /// The same; `loads` counts the entries read.
-    pub(crate) fn locate_counted(
-        &self,
-        memory: &impl GuestMemory,
-        id: DeviceId,
-        loads: &mut u32,
-    ) -> Result<Checked, Fault> {
+    /// 260 if the id is too wide, 257, 258, 259 and 268 as each entry fails; the first failing step decides. `loads` counts the
+    /// entries read.
+    pub(crate) fn locate(&self, memory: &impl GuestMemory, id: DeviceId, loads: &mut u32) -> Result<Checked, Fault> {
         // TR-06: before any entry is read.
         if !id.fits(self.width(self.levels)) {
             return Err(Fault::new(Cause::TransactionTypeDisallowed));

@@ -7,8 +7,8 @@ use crate::faultq::{HostFault, Origin};
 use crate::regs::file::Registers;
 
 use super::Nest;
-use super::context::Reading;
 use super::slot::{Phase, Reread};
+use crate::ddt::Reading;
 
 /// What to do with a host fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         // too decides what the guest is shown, whatever cause the host's context gave it (rule VT-04).
         let reading = Reading::take(registers, memory, slot.id());
         let dtf = reading.dtf().unwrap_or(false);
-        if let Some(fault) = reading.refuses(access, process.is_some()) {
+        if let Some(fault) = reading.refuses(access, process) {
             return Verdict::Report { fault, origin, dtf };
         }
         // The guest's context is good, and the host did not carry it out: it refused, or lost what it was given.

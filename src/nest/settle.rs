@@ -5,9 +5,9 @@ use crate::error::OrderError;
 use crate::progress::{Budget, Progress};
 use crate::regs::file::Registers;
 
-use super::context::Reading;
 use super::slot::{Phase, Reread, Slot, Step};
 use super::{Health, Nest, Residue, Stalled};
+use crate::ddt::Reading;
 
 /// Most blocked states a host may go through on the way to one context: as many as there are stores that have to settle
 /// before the next by rule UPD-07 (second stage, `fsc`, `tc` and `ta`, `fsc`). The bound keeps a host that never arrives

@@ -7,13 +7,12 @@ pub use record::{PageRequest, PageRequestHead, PageRequestPayload, PageRequestRe
 use crate::ats::message::PageResponse;
 use crate::backend::GuestMemory;
 use crate::cmdq::command::ResponseCode;
-use crate::ddt::{Checked, Directory};
+use crate::ddt::Reading;
 use crate::error::MemoryFault;
-use crate::fault::{Cause, Fault};
+use crate::fault::{Cause, Fault, TransactionType};
 use crate::id::DeviceId;
 use crate::interrupt::Signals;
 use crate::mem::View;
-use crate::regs::DdtpMode;
 use crate::regs::file::Registers;
 use crate::ring::Ring;
 
@@ -48,12 +47,8 @@ pub(crate) fn receive(
     memory: &mut impl GuestMemory,
 ) -> Received {
     let mut loads = 0;
-    let queued = permit(device, registers, memory, &mut loads).and_then(|context| {
-        queue(device, request, registers, signals, memory).map_err(|code| Discarded {
-            code,
-            fault: None,
-            prpr: context.tc.prpr(),
-        })
+    let queued = permit(device, registers, memory, &mut loads).and_then(|prpr| {
+        queue(device, request, registers, signals, memory).map_err(|code| Discarded { code, fault: None, prpr })
     });
     match queued {
         Ok(()) => Received { fault: None, response: None, loads },
@@ -61,31 +56,23 @@ pub(crate) fn receive(
     }
 }
 
-/// Whether the guest lets the device make page requests (rules PQ-10 to PQ-14).
+/// Whether the guest lets the device make page requests, and then `tc.PRPR` (rules PQ-10 to PQ-14).
 fn permit(
     device: DeviceId,
     registers: &Registers,
     memory: &impl GuestMemory,
     loads: &mut u32,
-) -> Result<Checked, Discarded> {
-    let refused = |fault: Fault, dtf, prpr| {
-        let code = match fault.cause {
-            Cause::TransactionTypeDisallowed => ResponseCode::InvalidRequest,
-            _ => ResponseCode::ResponseFailure,
-        };
-        Discarded { code, fault: Some((fault, dtf)), prpr }
+) -> Result<bool, Discarded> {
+    let reading = Reading::take_counted(registers, memory, device, loads);
+    let prpr = matches!(reading, Reading::Context(context) if context.tc.prpr());
+    let Some(fault) = reading.refuses(TransactionType::MessageRequest, None) else {
+        return Ok(prpr);
     };
-    let located = match (registers.mode(), Directory::of(registers)) {
-        (DdtpMode::Bare, _) => Err(Fault::new(Cause::TransactionTypeDisallowed)),
-        (_, None) => Err(Fault::new(Cause::AllInboundDisallowed)),
-        (_, Some(directory)) => directory.locate_counted(memory, device, loads),
+    let code = match fault.cause {
+        Cause::TransactionTypeDisallowed => ResponseCode::InvalidRequest,
+        _ => ResponseCode::ResponseFailure,
     };
-    let context = located.map_err(|fault| refused(fault, false, false))?;
-    if context.tc.en_pri() {
-        Ok(context)
-    } else {
-        Err(refused(Fault::new(Cause::TransactionTypeDisallowed), context.tc.dtf(), context.tc.prpr()))
-    }
+    Err(Discarded { code, fault: Some((fault, reading.dtf().unwrap_or(false))), prpr })
 }
 
 /// Writes the record, in the order of rules PQ-15 to PQ-20.

@@ -41,17 +41,6 @@ pub(crate) struct ProcessDirectory {
     pub(crate) capabilities: Capabilities,
 }
 
-impl Pdtp {
-    /// Bits of `process_id` a directory of so many levels takes (rule PDT-02).
-    pub(crate) const fn width(self) -> u32 {
-        match self.levels {
-            1 => 8,
-            2 => 17,
-            _ => 20,
-        }
-    }
-}
-
 impl ProcessDirectory {
     /// Finds and checks the context of a process: "Process to locate the Process-context". `access` is the device's own,
     /// whose cause a guest-page fault on the way has (rule PDT-10); `loads` counts the entries read.

@@ -14,11 +14,11 @@ pub use request::{Pbmt, Permissions, QosIds, Request, Target, Translation};
 
 use crate::addr::{Gpa, NestedGpa};
 use crate::backend::GuestMemory;
-use crate::ddt::{Checked, Directory, FirstStageContext, Iosatp, MsiContext};
+use crate::ddt::{Checked, FirstStageContext, Iosatp, MsiContext, Reading};
 use crate::error::MemoryFault;
 use crate::fault::{Access, Cause, Fault, TransactionType};
 use crate::faultq::Origin;
-use crate::id::{Gscid, ProcessId, Pscid};
+use crate::id::{DeviceId, Gscid, ProcessId, Pscid};
 use crate::mem::View;
 use crate::msi::Destination;
 use crate::pdt::ProcessDirectory;
@@ -132,41 +132,34 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
     /// [`Refusal`]: any cause but those of the queues.
     pub(crate) fn translate(&mut self, origin: &Origin, ask: Ask) -> Result<Outcome, Refusal> {
         self.tally.process = origin.process;
-        let unlocated = |cause| Refusal { fault: Fault::new(cause), dtf: false };
-        // 1-2. Off and Bare.
-        let directory = match (self.registers.mode(), Directory::of(self.registers)) {
-            (DdtpMode::Bare, _) if origin.access.is_translated() || ask.is_ats => {
-                return Err(unlocated(Cause::TransactionTypeDisallowed));
-            }
-            (DdtpMode::Bare, _) => return Ok(untranslated(origin, own_ids(self.registers))),
-            (_, None) => return Err(unlocated(Cause::AllInboundDisallowed)),
-            (_, Some(directory)) => directory,
-        };
-        // 3-6. Locate the device context.
-        let dc = if let Some(dc) = self.caches.contexts.device(origin.device) {
-            dc
-        } else {
-            let found = directory.locate_counted(self.memory, origin.device, &mut self.tally.ddt);
-            let dc = found.map_err(|fault| Refusal { fault, dtf: false })?;
-            self.caches.contexts.insert_device(origin.device, dc);
-            dc
-        };
-        self.with_context(&dc, origin, ask).map_err(|fault| Refusal { fault, dtf: dc.tc.dtf() })
+        // 1-7. The device context, and what it does not allow.
+        let reading = self.read_context(origin.device);
+        let dtf = reading.dtf().unwrap_or(false);
+        match (reading.refuses(origin.access, origin.process), reading) {
+            (Some(fault), _) | (None, Reading::None(fault)) => Err(Refusal { fault, dtf }),
+            // 2. Bare.
+            (None, Reading::Bare) => Ok(untranslated(origin, own_ids(self.registers))),
+            (None, Reading::Context(dc)) => self.with_context(&dc, origin, ask).map_err(|fault| Refusal { fault, dtf }),
+        }
     }
 
-    /// Steps 7 to 20.
+    /// What the directory says of a device, or what it said when it was last looked at.
+    fn read_context(&mut self, device: DeviceId) -> Reading {
+        let has_directory = matches!(self.registers.mode(), DdtpMode::Levels(_));
+        if let Some(dc) = self.caches.contexts.device(device).filter(|_| has_directory) {
+            return Reading::Context(dc);
+        }
+        let reading = Reading::take_counted(self.registers, self.memory, device, &mut self.tally.ddt);
+        if let Reading::Context(dc) = reading {
+            self.caches.contexts.insert_device(device, dc);
+        }
+        reading
+    }
+
+    /// Steps 8 to 20.
     fn with_context(&mut self, dc: &Checked, origin: &Origin, ask: Ask) -> Result<Outcome, Fault> {
         let is_translated = origin.access.is_translated();
         self.tally.gscid = dc.second_stage.map(|stage| stage.gscid);
-        // 7. What the context does not allow.
-        let has_wide_process = match (origin.process, dc.first_stage) {
-            (Some(_), FirstStageContext::Iosatp(_)) => true,
-            (Some(process), FirstStageContext::Pdtp(Some(pdtp))) => !process.fits(pdtp.width()),
-            _ => false,
-        };
-        if has_wide_process || (!dc.tc.en_ats() && (is_translated || ask.is_ats)) {
-            return Err(Fault::new(Cause::TransactionTypeDisallowed));
-        }
         // 8. A translated request is done, unless its address is a guest-physical one.
         if is_translated && !dc.tc.t2gpa() {
             return Ok(untranslated(origin, qos_ids(dc)));
