@@ -29,8 +29,8 @@ struct Outstanding {
 pub(crate) struct Itags<const ITAGS: usize> {
     outstanding: Vec<Outstanding, ITAGS>,
     outbox: Deque<(Attachment, DeviceMessage), ITAGS>,
-    /// The number the next request gets if it is free. Numbers go round all 32, also across resets, so that a completion
-    /// that comes too late hardly finds another request in the place of its own.
+    /// The number the next request gets if it is free. Numbers go round all 32, also across resets, so that a
+    /// completion that comes too late hardly finds another request in the place of its own.
     next: Itag,
     /// A request timed out and no fence has said so yet (rule FEN-07).
     timed_out: bool,

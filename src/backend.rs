@@ -198,14 +198,14 @@ pub trait GuestMemory {
     /// [`MemoryFault`] if nothing was written.
     fn post(&mut self, at: Gpa, data: u32, why: Post) -> Result<(), MemoryFault>;
 
-    /// Whether [`compare_exchange`](Self::compare_exchange) works; read once, by [`start`](crate::VIommu::start). Without it
-    /// the guest is not offered updates of A and D bits (`AMO_HWAD`), nor memory-resident interrupt files.
+    /// Whether [`compare_exchange`](Self::compare_exchange) works; read once, by [`start`](crate::VIommu::start).
+    /// Without it the guest is not offered updates of A and D bits (`AMO_HWAD`), nor memory-resident interrupt files.
     fn has_compare_exchange(&self) -> bool {
         false
     }
 
-    /// Replaces `old` by `new` in one atomic operation of this width at `at`, which is a multiple of the width: page-table
-    /// entries whose A and D bits are set, and memory-resident interrupt files.
+    /// Replaces `old` by `new` in one atomic operation of this width at `at`, which is a multiple of the width:
+    /// page-table entries whose A and D bits are set, and memory-resident interrupt files.
     ///
     /// `old` and `new` are the little-endian numbers in memory. `Ok(false)`: something else is there, and nothing was
     /// written. Ordered as an acquire-release operation.
@@ -217,12 +217,12 @@ pub trait GuestMemory {
         Err(MemoryFault::Access)
     }
 
-    /// Whether every DMA of an emulated device that uses a [`Translation`](crate::Translation) of epoch `upto` or an older
-    /// one is done, its stores visible to the guest.
+    /// Whether every DMA of an emulated device that uses a [`Translation`](crate::Translation) of epoch `upto` or an
+    /// older one is done, its stores visible to the guest.
     ///
-    /// Called before the guest is told that an invalidation, or a fence for reads or writes, is complete. `Some(Pending)`
-    /// is followed by [`drained`](crate::VIommu::drained). `None`, the default, says that the host does not keep count: right
-    /// for one that uses a translation only under the lock it got it under, and says so with
+    /// Called before the guest is told that an invalidation, or a fence for reads or writes, is complete.
+    /// `Some(Pending)` is followed by [`drained`](crate::VIommu::drained). `None`, the default, says that the host does
+    /// not keep count: right for one that uses a translation only under the lock it got it under, and says so with
     /// [`Config::with_synchronous_dma`](crate::Config::with_synchronous_dma).
     fn drain(&mut self, upto: Epoch) -> Option<Completion> {
         let _ = upto;
@@ -239,9 +239,10 @@ pub trait GuestMemory {
 
     /// Stores `value` at `offset` of a page that shows the guest the registers, so that its loads need not trap.
     ///
-    /// Called only with [`Config::with_mirror`](crate::Config::with_mirror). The page is a dedicated zeroed one, read-only to
-    /// the guest, absent from the second stage of devices, and never read back. The store is 4 bytes wide, release-
-    /// ordered after the stores to guest memory it announces; the `post` or `set_wire` that signals it comes later.
+    /// Called only with [`Config::with_mirror`](crate::Config::with_mirror). The page is a dedicated zeroed one,
+    /// read-only to the guest, absent from the second stage of devices, and never read back. The store is 4 bytes wide,
+    /// release- ordered after the stores to guest memory it announces; the `post` or `set_wire` that signals it comes
+    /// later.
     fn publish(&mut self, offset: u16, value: u32) {
         let _ = (offset, value);
     }
@@ -298,8 +299,8 @@ impl InterruptKinds {
 ///
 /// # Errors
 ///
-/// * [`OrderError::Busy`]: nothing was done; the crate asks again from [`run`](crate::VIommu::run). A batch that does not
-///   fit the queue as a whole is Busy, not Refused.
+/// * [`OrderError::Busy`]: nothing was done; the crate asks again from [`run`](crate::VIommu::run). A batch that does
+///   not fit the queue as a whole is Busy, not Refused.
 /// * [`OrderError::Refused`]: part of it was done. A refused batch of invalidations is issued once more as
 ///   [`Invalidation::Everything`]; if that is refused too, every device is blocked until
 ///   [`reset`](crate::VIommu::reset). A refused context is followed by [`Context::Blocked`].
@@ -349,8 +350,8 @@ pub trait PhysicalIommu {
 
     /// Makes sure every order before it is complete, and the device accesses `scope` names are globally visible.
     ///
-    /// [`Completion::Pending`] is followed by [`fence_done`](crate::VIommu::fence_done) with the ticket, which completes
-    /// all before it too: a driver need remember only the newest. Tickets only grow, also across resets.
+    /// [`Completion::Pending`] is followed by [`fence_done`](crate::VIommu::fence_done) with the ticket, which
+    /// completes all before it too: a driver need remember only the newest. Tickets only grow, also across resets.
     ///
     /// # Errors
     /// Any [`OrderError`].

@@ -75,16 +75,16 @@ impl Config {
     /// else [`nested`](Self::nested) offers.
     ///
     /// Updates of A and D bits and interrupt files in memory need
-    /// [`compare_exchange`](crate::GuestMemory::compare_exchange). A second stage of the guest's own, MSI page tables, ATS, the
-    /// performance monitor, the debug interface and RV32 are offered where they are asked for.
+    /// [`compare_exchange`](crate::GuestMemory::compare_exchange). A second stage of the guest's own, MSI page tables,
+    /// ATS, the performance monitor, the debug interface and RV32 are offered where they are asked for.
     #[must_use]
     pub const fn emulated() -> Self {
         Self { nesting: false, ..Self::nested() }
     }
 
     /// Offers at most what is set in `capabilities`, a `capabilities` register: `MSI_FLAT` selects extended-format
-    /// contexts, `PAS` is an upper bound; fields the crate does not implement are ignored. `DBG`, `HPM` and `QOSID` take
-    /// [`with_debug`](Self::with_debug), [`with_counters`](Self::with_counters) and
+    /// contexts, `PAS` is an upper bound; fields the crate does not implement are ignored. `DBG`, `HPM` and `QOSID`
+    /// take [`with_debug`](Self::with_debug), [`with_counters`](Self::with_counters) and
     /// [`with_qos_bits`](Self::with_qos_bits) as well.
     #[must_use]
     pub const fn with_capabilities(self, capabilities: Capabilities) -> Self {
@@ -97,8 +97,8 @@ impl Config {
         Self { offer: self.offer.with_msi_flat(extended), ..self }
     }
 
-    /// A second stage of the guest's own, so that it can give its emulated devices to VMs of its own: Sv39x4, Sv48x4 and
-    /// Sv57x4, and Sv32x4 where there is [RV32](Self::with_gxl). With
+    /// A second stage of the guest's own, so that it can give its emulated devices to VMs of its own: Sv39x4, Sv48x4
+    /// and Sv57x4, and Sv32x4 where there is [RV32](Self::with_gxl). With
     /// [`with_extended_contexts`](Self::with_extended_contexts) MSI page tables come with it.
     ///
     /// Not together with [`nested`](Self::nested): hardware has two stages, and the second is the host's.
@@ -108,8 +108,8 @@ impl Config {
         Self { offer: offer.with_sv48x4(second_stage).with_sv57x4(second_stage), ..self }
     }
 
-    /// RV32 contexts, with Sv32 and Sv32x4: whether `fctl.GXL` is 0, 1, or the guest's to write. 0 unless said, and with
-    /// [`nested`](Self::nested).
+    /// RV32 contexts, with Sv32 and Sv32x4: whether `fctl.GXL` is 0, 1, or the guest's to write. 0 unless said, and
+    /// with [`nested`](Self::nested).
     #[must_use]
     pub const fn with_gxl(self, gxl: Gxl) -> Self {
         Self { gxl, ..self }
@@ -180,8 +180,8 @@ impl Config {
         Self { debug, ..self }
     }
 
-    /// A performance monitor (`capabilities.HPM`) with this many programmable counters, 1 to 31, 7 are recommended; 0 for
-    /// none. Only where all devices are emulated and without a mirror. The host supplies the clock:
+    /// A performance monitor (`capabilities.HPM`) with this many programmable counters, 1 to 31, 7 are recommended; 0
+    /// for none. Only where all devices are emulated and without a mirror. The host supplies the clock:
     /// [`add_cycles`](crate::VIommu::add_cycles).
     #[must_use]
     pub const fn with_counters(self, counters: u8) -> Self {

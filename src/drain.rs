@@ -36,8 +36,8 @@ impl Drains {
         self.invalidated = true;
     }
 
-    /// A fence begins, which orders device accesses (`PR` or `PW`) or not: what was handed out before it is over, if the
-    /// fence has to wait for it (rules FEN-03, VC-41).
+    /// A fence begins, which orders device accesses (`PR` or `PW`) or not: what was handed out before it is over, if
+    /// the fence has to wait for it (rules FEN-03, VC-41).
     pub(crate) const fn fence(&mut self, orders_accesses: bool) {
         if self.used && (self.invalidated || orders_accesses) {
             self.over = self.current;

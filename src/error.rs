@@ -151,8 +151,8 @@ pub enum TranslateError {
     /// [`Request::message`](crate::Request::message). Nothing was stored.
     #[error("the data of the write is needed: it goes to an interrupt file in memory")]
     NeedsData,
-    /// The guest's tables, or what they lead to, do not allow it. The access is aborted, and the fault has been recorded
-    /// as the guest's registers and tables ask for.
+    /// The guest's tables, or what they lead to, do not allow it. The access is aborted, and the fault has been
+    /// recorded as the guest's registers and tables ask for.
     #[error("the guest does not allow the access: {0:?}")]
     Fault(Cause),
 }

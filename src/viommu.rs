@@ -30,14 +30,14 @@ use crate::translate::Caches;
 ///
 /// `B` is the host ([`Backend`]), `DEVICES` the most passthrough devices that can be attached at a time, and the most
 /// emulated ones, `BATCH` the most invalidations that are held back to go out together, `CACHE` the
-/// most contexts and translations of each kind that are remembered for emulated devices (0: none), `ITAGS` the most ATS invalidations,
-/// 1 to 32, that emulated devices have not completed.
+/// most contexts and translations of each kind that are remembered for emulated devices (0: none), `ITAGS` the most ATS
+/// invalidations, 1 to 32, that emulated devices have not completed.
 ///
 /// Calls that can leave work behind return a [`Progress`]: [`Runnable`](Progress::Runnable) asks for [`run`](Self::run)
 /// before the vCPU goes on or blocks, [`Waiting`](Progress::Waiting) for [`fence_done`](Self::fence_done) when the
-/// hardware is done and, in case the host was [`Busy`](crate::OrderError::Busy), for `run` at every exit or from a timer.
-/// The vCPU goes on meanwhile, with two exceptions: after [`reset`](Self::reset) the guest does not run before the
-/// progress is [`Idle`](Progress::Idle), and after [`shutdown`](Self::shutdown) the vIOMMU is not dropped before.
+/// hardware is done and, in case the host was [`Busy`](crate::OrderError::Busy), for `run` at every exit or from a
+/// timer. The vCPU goes on meanwhile, with two exceptions: after [`reset`](Self::reset) the guest does not run before
+/// the progress is [`Idle`](Progress::Idle), and after [`shutdown`](Self::shutdown) the vIOMMU is not dropped before.
 ///
 /// ```
 /// # use riscv_viommu::mock::{Hardware, Memory, Physical, Wires};
@@ -210,8 +210,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     }
 
     /// Takes a device from the guest. A passthrough device is blocked, invalidated, fenced and released: done when the
-    /// progress is [`Idle`](Progress::Idle); until then the id stays in use. Of an emulated device everything under way is
-    /// forgotten, and its model has stopped using translations.
+    /// progress is [`Idle`](Progress::Idle); until then the id stays in use. Of an emulated device everything under way
+    /// is forgotten, and its model has stopped using translations.
     ///
     /// # Errors
     /// [`DetachError`] if there is no such device.
@@ -267,10 +267,10 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     /// its guest. Without [counters](crate::Config::with_counters) it does nothing.
     ///
     /// The vIOMMU has no clock. The counter is as late as the last call: a host calls before it passes on an access of
-    /// the guest to the register page, with what went by since the last call, so that the guest reads the counter of now,
-    /// and what it writes counts from now. For the overflow interrupt to be in time it calls from a timer after
-    /// [`cycles_until_overflow`](Self::cycles_until_overflow), asked again after each of those accesses. Cycles while the
-    /// vCPUs are stopped are the host's to count or not.
+    /// the guest to the register page, with what went by since the last call, so that the guest reads the counter of
+    /// now, and what it writes counts from now. For the overflow interrupt to be in time it calls from a timer after
+    /// [`cycles_until_overflow`](Self::cycles_until_overflow), asked again after each of those accesses. Cycles while
+    /// the vCPUs are stopped are the host's to count or not.
     pub fn add_cycles(&mut self, cycles: u64) -> Progress {
         hpm::add_cycles(&mut self.registers, &mut self.signals, cycles);
         self.finish();

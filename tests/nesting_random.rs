@@ -1,4 +1,5 @@
-//! Whatever a guest does, in whatever way a host that keeps the contract answers: what a completed fence promised holds.
+//! Whatever a guest does, in whatever way a host that keeps the contract answers: what a completed fence promised
+//! holds.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "devices are counted here; a wrong number fails")]
 

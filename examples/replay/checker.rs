@@ -296,7 +296,8 @@ impl Checker {
         }
     }
 
-    /// The queue stops, with these bits of `cqcsr`, for a reason: all of memory can be written, but PAS (37:32) bounds it.
+    /// The queue stops, with these bits of `cqcsr`, for a reason: all of memory can be written, but PAS (37:32) bounds
+    /// it.
     fn check_stop(&mut self, bits: u64) {
         let pas = self.capabilities >> 32 & 0x3f;
         let (illegal, unreachable) = match self.ring.front().map(|asked| asked.command) {

@@ -202,6 +202,7 @@ pub enum FenceOutcome {
     /// As `Complete`, but a device did not answer an ATS invalidation in time. Nobody orders one yet; the guest's next
     /// fence reports it as a timeout (`cmd_to`).
     AtsTimeout,
-    /// It can not be told whether the orders before the fence are complete; as [`OrderError::Fatal`](crate::OrderError::Fatal).
+    /// It can not be told whether the orders before the fence are complete; as
+    /// [`OrderError::Fatal`](crate::OrderError::Fatal).
     Failed,
 }

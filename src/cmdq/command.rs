@@ -245,8 +245,8 @@ impl Command {
             }
             (IODIR, func3 @ (0 | 1)) => {
                 let command = IodirBits::from_bits(bits);
-                // UNSPECIFIED: an id that is too wide makes the command illegal (rule QCMD-11); in Off and Bare no width
-                // is defined, and every device_id is accepted.
+                // UNSPECIFIED: an id that is too wide makes the command illegal (rule QCMD-11); in Off and Bare no
+                // width is defined, and every device_id is accepted.
                 let width = legality.mode.device_id_width(legality.capabilities.msi_flat());
                 let legal_device = !command.dv() || command.did().fits(width);
                 if command.is_reserved() || !legal_device {

@@ -134,8 +134,8 @@ impl CommandQueue {
         log::trace!("{command:x?}");
         match command {
             Command::IotinvalVma(operands) => {
-                // For passthrough devices there is no second stage of the guest's own, and so one set of spaces, which the
-                // host's GSCID tags; those of other VMs of the guest's do not exist (rule VC-22).
+                // For passthrough devices there is no second stage of the guest's own, and so one set of spaces, which
+                // the host's GSCID tags; those of other VMs of the guest's do not exist (rule VC-22).
                 if operands.gscid.is_none() {
                     if let Err(progress) = env.nest.invalidate(first_stage(&operands), env.backend) {
                         return Flow::Wait(progress);

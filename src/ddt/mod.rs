@@ -74,8 +74,8 @@ impl Directory {
     /// Finds and checks the context of a device: "Process to locate the Device-context".
     ///
     /// # Errors
-    /// 260 if the id is too wide, 257, 258, 259 and 268 as each entry fails; the first failing step decides. `loads` counts the
-    /// entries read.
+    /// 260 if the id is too wide, 257, 258, 259 and 268 as each entry fails; the first failing step decides. `loads`
+    /// counts the entries read.
     pub(crate) fn locate(&self, memory: &impl GuestMemory, id: DeviceId, loads: &mut u32) -> Result<Checked, Fault> {
         // TR-06: before any entry is read.
         if !id.fits(self.width(self.levels)) {

@@ -25,8 +25,8 @@ pub(crate) enum Destination {
 }
 
 impl MsiContext {
-    /// Whether an address is in a page of a virtual interrupt file: all 52 bits of its page number are compared, so that
-    /// no address above the guest-physical width is one (rule MSI-03, T45).
+    /// Whether an address is in a page of a virtual interrupt file: all 52 bits of its page number are compared, so
+    /// that no address above the guest-physical width is one (rule MSI-03, T45).
     pub(crate) const fn matches(&self, gpa: NestedGpa) -> bool {
         (gpa.get() >> 12) & !self.mask == self.pattern & !self.mask
     }

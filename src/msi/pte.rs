@@ -5,7 +5,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{Gpa, Ppn};
 
-/// An MSI page-table entry: 16 bytes, two 64-bit words. Source: the advanced interrupt architecture's "MSI page tables".
+/// An MSI page-table entry: 16 bytes, two 64-bit words. Source: the advanced interrupt architecture's "MSI page
+/// tables".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 #[expect(clippy::exhaustive_structs, reason = "the format is the specification's")]
@@ -25,8 +26,8 @@ impl MsiPte {
         Self { flat: FlatMsiPte::new().with_v(true).with_m(3).with_ppn(ppn), notice: MrifNotice::new() }
     }
 
-    /// A valid entry in MRIF mode: MSIs go to the interrupt file in memory at `mrif`, a multiple of 512, and `notice` says
-    /// what is stored where then.
+    /// A valid entry in MRIF mode: MSIs go to the interrupt file in memory at `mrif`, a multiple of 512, and `notice`
+    /// says what is stored where then.
     #[must_use]
     pub const fn to_mrif(mrif: Gpa, notice: MrifNotice) -> Self {
         let file = MrifMsiPte::new().with_v(true).with_m(1).with_address(mrif.get() >> 9);

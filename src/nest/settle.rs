@@ -10,8 +10,8 @@ use super::{Health, Nest, Residue, Stalled};
 use crate::ddt::Reading;
 
 /// Most blocked states a host may go through on the way to one context: as many as there are stores that have to settle
-/// before the next by rule UPD-07 (second stage, `fsc`, `tc` and `ta`, `fsc`). The bound keeps a host that never arrives
-/// from keeping the guest's fence for ever.
+/// before the next by rule UPD-07 (second stage, `fsc`, `tc` and `ta`, `fsc`). The bound keeps a host that never
+/// arrives from keeping the guest's fence for ever.
 const MAX_DETOURS: u8 = 4;
 
 impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BATCH> {

@@ -42,8 +42,8 @@ pub(crate) struct ProcessDirectory {
 }
 
 impl ProcessDirectory {
-    /// Finds and checks the context of a process: "Process to locate the Process-context". `access` is the device's own,
-    /// whose cause a guest-page fault on the way has (rule PDT-10); `loads` counts the entries read.
+    /// Finds and checks the context of a process: "Process to locate the Process-context". `access` is the device's
+    /// own, whose cause a guest-page fault on the way has (rule PDT-10); `loads` counts the entries read.
     ///
     /// # Errors
     /// 265, 266, 267 and 269 as each entry fails, 20, 21 or 23 where the second stage does.

@@ -45,8 +45,8 @@ pub(crate) const fn low_half(value: u64) -> u32 {
 /// A register of the facilities this crate knows; [`Display`](fmt::Display) gives the specification's name.
 ///
 /// A host's driver of the physical IOMMU takes the offsets from here, and a host that counts exits the names. In a
-/// vIOMMU the registers of facilities not offered (HPM, DBG, QOSID, and ATS where it is not), reserved and custom offsets read 0 and ignore
-/// writes (rules REG-ACC-11 to REG-ACC-13). Source: "Register layout".
+/// vIOMMU the registers of facilities not offered (HPM, DBG, QOSID, and ATS where it is not), reserved and custom
+/// offsets read 0 and ignore writes (rules REG-ACC-11 to REG-ACC-13). Source: "Register layout".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Register {

@@ -78,7 +78,8 @@ pub enum AtsCompletion {
     CompleterAbort,
 }
 
-/// The fields of a successful completion; with no permission all others are 0, but for the size. `N` and `AMA` are 0 always.
+/// The fields of a successful completion; with no permission all others are 0, but for the size. `N` and `AMA` are 0
+/// always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[expect(clippy::struct_excessive_bools, reason = "the bits of a completion")]
@@ -105,8 +106,8 @@ pub struct AtsTranslation {
 }
 
 impl AtsTranslation {
-    /// The address field of the completion, with `S`: bits 63:12, and for more than 4 KiB below them a 0 after as many 1s
-    /// as the size tells (rule SZ-02), and whether `S` is set.
+    /// The address field of the completion, with `S`: bits 63:12, and for more than 4 KiB below them a 0 after as many
+    /// 1s as the size tells (rule SZ-02), and whether `S` is set.
     #[must_use]
     pub const fn napot(&self) -> (u64, bool) {
         // Half the size, less one: the ones.

@@ -94,9 +94,9 @@ impl Request {
 /// Where an access goes.
 ///
 /// It stays right until the guest has it invalidated: [`epoch`](Self::epoch) names it in
-/// [`GuestMemory::drain`](crate::GuestMemory::drain), which the guest's fence waits for. A host whose DMA is synchronous
-/// ([`Config::with_synchronous_dma`](crate::Config::with_synchronous_dma)) uses it before it calls the vIOMMU again, and not
-/// later.
+/// [`GuestMemory::drain`](crate::GuestMemory::drain), which the guest's fence waits for. A host whose DMA is
+/// synchronous ([`Config::with_synchronous_dma`](crate::Config::with_synchronous_dma)) uses it before it calls the
+/// vIOMMU again, and not later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Translation {
@@ -163,7 +163,8 @@ impl Pbmt {
         }
     }
 
-    /// The type of both stages: the first decides, if it says anything (rule PB-02). 3 is reserved, no good entry has it.
+    /// The type of both stages: the first decides, if it says anything (rule PB-02). 3 is reserved, no good entry has
+    /// it.
     pub(super) const fn resolve(first: u8, second: u8) -> Self {
         match (first, second) {
             (1, _) | (0, 1) => Self::Nc,

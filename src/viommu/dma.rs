@@ -24,9 +24,9 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
 {
     /// Where an access of an emulated device goes. One that the guest does not allow is recorded in its fault queue.
     ///
-    /// The translation covers bytes up to the end of the mapping at most; [`pieces`](Self::pieces) goes on from there. The
-    /// address it gives may be any: what is there is the host's to know, and an access that finds nothing ends as on a
-    /// real bus, without a word to the IOMMU.
+    /// The translation covers bytes up to the end of the mapping at most; [`pieces`](Self::pieces) goes on from there.
+    /// The address it gives may be any: what is there is the host's to know, and an access that finds nothing ends as
+    /// on a real bus, without a word to the IOMMU.
     ///
     /// # Errors
     /// [`TranslateError`]; the device model aborts the access.

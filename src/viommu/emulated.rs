@@ -45,13 +45,13 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         Ok(attachment)
     }
 
-    /// The next message for an emulated device, which the host delivers: to be asked for after every call until there is
-    /// none. A command that waits for the message to be taken makes the [`progress`](Self::progress)
+    /// The next message for an emulated device, which the host delivers: to be asked for after every call until there
+    /// is none. A command that waits for the message to be taken makes the [`progress`](Self::progress)
     /// [`Runnable`](Progress::Runnable).
     ///
-    /// An [`Invalidation`](DeviceMessage::Invalidation) is answered by [`ats_completion`](Self::ats_completion) once the
-    /// device has forgotten what it names and no longer uses it, or by [`ats_timeout`](Self::ats_timeout) if it does not
-    /// answer in the time PCIe gives it; the guest's fence waits for either.
+    /// An [`Invalidation`](DeviceMessage::Invalidation) is answered by [`ats_completion`](Self::ats_completion) once
+    /// the device has forgotten what it names and no longer uses it, or by [`ats_timeout`](Self::ats_timeout) if it
+    /// does not answer in the time PCIe gives it; the guest's fence waits for either.
     pub fn next_message(&mut self) -> Option<(Attachment, DeviceMessage)> {
         let message = self.ats.take_message()?;
         if self.progress == Progress::Waiting {
@@ -72,7 +72,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         self.invalidated(known)
     }
 
-    /// Goes on after what a device said of invalidation requests: `None` if it is not attached, else whether it had them.
+    /// Goes on after what a device said of invalidation requests: `None` if it is not attached, else whether it had
+    /// them.
     fn invalidated(&mut self, known: Option<bool>) -> Progress {
         match known {
             None => {
@@ -88,8 +89,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         }
     }
 
-    /// A Page Request of an emulated device: goes into the guest's queue, or gets the response of the IOMMU itself. `None`:
-    /// the guest will answer, or nobody, if the request wants no response.
+    /// A Page Request of an emulated device: goes into the guest's queue, or gets the response of the IOMMU itself.
+    /// `None`: the guest will answer, or nobody, if the request wants no response.
     ///
     /// # Errors
     /// [`TranslateError`], if the guest is shown nothing of it.

@@ -48,8 +48,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     }
 
     /// A fault of an attached device, drained from the physical fault queue; one that arrives while
-    /// [`attach`](Self::attach) has not returned yet waits in a queue of the host's. The guest is shown what its own IOMMU
-    /// would have reported, which may be nothing.
+    /// [`attach`](Self::attach) has not returned yet waits in a queue of the host's. The guest is shown what its own
+    /// IOMMU would have reported, which may be nothing.
     ///
     /// Drain the queue and report what was in it before saying that a fence is done: a fault of a blocked state that is
     /// told later is taken for one of the context that followed.

@@ -1,8 +1,8 @@
 //! Trapped loads and stores.
 //!
-//! `htinst` holds the instruction that met an unmapped guest-physical address, in the transformed form of the privileged
-//! architecture: bits 1:0 are 1x for what was a 32-bit instruction and 01 for a compressed one, which is shown as the
-//! 32-bit instruction it stands for.
+//! `htinst` holds the instruction that met an unmapped guest-physical address, in the transformed form of the
+//! privileged architecture: bits 1:0 are 1x for what was a 32-bit instruction and 01 for a compressed one, which is
+//! shown as the 32-bit instruction it stands for.
 
 /// A load or store, as far as who carries it out has to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -46,8 +46,8 @@ impl PageTable {
         Self { memory: memory.clone(), root, mode, levels, index_bits, root_bits, entry_log2, offset: 0 }
     }
 
-    /// The same, empty, whose pointers are `offset` less than where memory has its tables: what a second stage that adds
-    /// `offset` makes right again.
+    /// The same, empty, whose pointers are `offset` less than where memory has its tables: what a second stage that
+    /// adds `offset` makes right again.
     #[must_use]
     pub fn below(self, offset: u64) -> Self {
         Self { offset, ..self }
@@ -71,7 +71,8 @@ impl PageTable {
         self.iosatp() | u64::from(gscid.get()) << 44
     }
 
-    /// Maps the page of `level` (0: 4 KiB) that holds `address` to the one that holds `to`; `flags` are bits of [`pte`].
+    /// Maps the page of `level` (0: 4 KiB) that holds `address` to the one that holds `to`; `flags` are bits of
+    /// [`pte`].
     pub fn map(&self, address: u64, to: u64, level: u8, flags: u64) {
         let within = 1_u64.wrapping_shl(self.shift(level)).wrapping_sub(1);
         self.set(address, level, (to & !within) >> 2 | flags);

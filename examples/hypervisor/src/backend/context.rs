@@ -1,9 +1,10 @@
 //! From one device context to the next, without a moment in which the hardware sees a mixture (rules UPD-05, UPD-07).
 //!
 //! A context is 64 bytes, and the IOMMU reads 8 at a time. So a live one is changed in place only where a single word
-//! differs. Else the device is blocked first, by one store: `iohgatp` becomes an empty table. Once that is in force (the
-//! crate invalidates and fences between steps) the other words may change, and the last step opens it again. Blocked
-//! contexts are valid ones, so that their faults can be masked (`DTF`) and the queue that all VMs share is not filled.
+//! differs. Else the device is blocked first, by one store: `iohgatp` becomes an empty table. Once that is in force
+//! (the crate invalidates and fences between steps) the other words may change, and the last step opens it again.
+//! Blocked contexts are valid ones, so that their faults can be masked (`DTF`) and the queue that all VMs share is not
+//! filled.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -100,8 +101,8 @@ pub fn step(words: &Words, host: &Host, context: &Context) -> Option<Applied> {
             store(words, FSC, wanted.fsc.into_bits());
             return Some(Applied::Switched);
         }
-        // Masked first: a fault on the way is neither the old context's nor the new one's. MSIs go on to the guest's own
-        // interrupt files, as before and after.
+        // Masked first: a fault on the way is neither the old context's nor the new one's. MSIs go on to the guest's
+        // own interrupt files, as before and after.
         store(words, TC, now.tc.with_v(true).with_dtf(true).into_bits());
         store(words, IOHGATP, host.blocked.into_bits());
         Applied::Blocked

@@ -13,8 +13,8 @@ const SINGLE_PAGES: u64 = 8;
 /// Commands for a batch of at most `BATCH` orders.
 pub type Commands = Vec<Command, { COMMANDS as usize - 1 }>;
 
-/// The commands that carry out `orders`, all within one VM: `gscid`, and `blocked` that of its blocked devices, whose MSI
-/// page-table entries an IOMMU may keep. `devices` are all that have contexts under these.
+/// The commands that carry out `orders`, all within one VM: `gscid`, and `blocked` that of its blocked devices, whose
+/// MSI page-table entries an IOMMU may keep. `devices` are all that have contexts under these.
 ///
 /// The orders of a batch may be carried out together: what one command drops needs no second. `None` if there are more
 /// than the queue ever takes.

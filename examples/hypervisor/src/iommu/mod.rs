@@ -27,11 +27,12 @@ use crate::frames::{Frames, Table};
 use directory::Directory;
 use queue::{CommandQueue, FaultQueue};
 
-/// Looks at a register while waiting for the hardware before giving it up. It is not a time, but no IOMMU needs as many.
+/// Looks at a register while waiting for the hardware before giving it up. It is not a time, but no IOMMU needs as
+/// many.
 const PATIENCE: u32 = 10_000_000;
 
-/// Records of one VM, taken out at once, that are a storm: more than the largest single transfer of a page or two has on
-/// QEMU, which writes one for every few bytes.
+/// Records of one VM, taken out at once, that are a storm: more than the largest single transfer of a page or two has
+/// on QEMU, which writes one for every few bytes.
 const STORM: u32 = queue::FAULTS / 4 * 3;
 
 /// Faults of one VM that wait for its vIOMMU; more are counted as lost.

@@ -1,8 +1,8 @@
 //! Who may name what: devices and GSCIDs belong to VMs, and a VM's vIOMMU names its own.
 //!
-//! The crate promises that no order of one VM carries another's device or GSCID. This hypervisor does not take its word:
-//! it looks at every command on its last step before the hardware, lets no other's pass, and the report says how many it
-//! looked at.
+//! The crate promises that no order of one VM carries another's device or GSCID. This hypervisor does not take its
+//! word: it looks at every command on its last step before the hardware, lets no other's pass, and the report says how
+//! many it looked at.
 
 use heapless::Vec;
 use riscv_viommu::Gscid;

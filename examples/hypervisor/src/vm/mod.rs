@@ -1,4 +1,5 @@
-//! A VM: one hart, RAM, an interrupt file, a PCI function, and its vIOMMU. Its hart alone runs it and delivers its faults.
+//! A VM: one hart, RAM, an interrupt file, a PCI function, and its vIOMMU. Its hart alone runs it and delivers its
+//! faults.
 
 mod create;
 mod exit;
