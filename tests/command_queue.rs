@@ -261,7 +261,7 @@ fn every_invalidation_is_ordered_as_it_was_asked_for() {
         ("VMA-01", all.vma(), Invalidation::FirstStage),
         ("VMA-02", all.pscid(space).vma(), Invalidation::AddressSpace(space)),
         ("VMA-03", all.address(at).vma(), pages(first, first, None, false)),
-        ("VMA-04", all.address(at).pscid(space).vma(), pages(first, first, Some(0xa_bcde), false)),
+        ("VMA-04, VC-20, MRG-10", all.address(at).pscid(space).vma(), pages(first, first, Some(0xa_bcde), false)),
         ("VMA-13", all.address(at).non_leaf().vma(), pages(first, first, None, true)),
         ("VMA-14", all.range(at, 9).pscid(space).vma(), pages(0x1220_0000, 0x123f_f000, Some(0xa_bcde), false)),
         ("VMA-14", all.range(at, 1).non_leaf().vma(), pages(0x1234_4000, 0x1234_5000, None, true)),
@@ -376,7 +376,7 @@ fn an_illegal_command_has_no_effect_and_leaves_those_behind_it_alone() {
         ("CMD-10", [0x003, 1]),
         ("CMD-11", [0x003 | 1 << 12, 0]),
         ("CMD-12", [0x083, 0]),
-        ("CMD-13, QCMD-11", inval_ddt(Some(device))),
+        ("CMD-13, QCMD-11, DISC-Q04, DX-44", inval_ddt(Some(device))),
         ("CMD-13, QCMD-11", inval_pdt(device, ProcessId::new(0).unwrap())),
         ("CMD-14, QCMD-12", inval_pdt(DeviceId::new(DEVICE).unwrap(), pid)),
         ("CMD-15, QCMD-06", [0x004, 0]),
@@ -746,7 +746,7 @@ fn a_wire_signal_is_sticky_and_stops_nothing() {
     let mut guest = Guest::new();
     let signal = Iofence::PLAIN.wsi().encode();
     let _ = guest.ring([signal, page(1), signal]);
-    assert_eq!((guest.cqh(), guest.cqcsr()), (3, RUNNING | register::FENCE_W_IP), "FEN-06, CQ-21");
+    assert_eq!((guest.cqh(), guest.cqcsr()), (3, RUNNING | register::FENCE_W_IP), "FEN-06, CQ-21, DISC-R18");
     let _ = guest.ring([signal]);
     assert_eq!(guest.wires.take_changes(), [(0, true)], "FEN-06, CQ-21: no second edge");
     let _ = guest.write(register::IPSR, register::CIP);

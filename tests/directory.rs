@@ -203,8 +203,8 @@ fn the_type_of_the_access_is_judged_by_the_context() {
     let (mut guest, directory) = Guest::with_context((1, false), 5, &tables::bare());
     let head = |cause: u64, ttyp: u64| cause | ttyp << 34 | 5 << 40;
     let with_process = refused(TransactionType::UntranslatedWrite).with_process(ProcessId::new(9).unwrap(), true);
-    // TR-09: PID 31:12, PV 32, PRIV 33.
-    assert_eq!(guest.told(with_process), [[head(260, 3) | 9 << 12 | 3 << 32, 0, IOVA.get(), 0]], "FQ-C260");
+    // PID 31:12, PV 32, PRIV 33.
+    assert_eq!(guest.told(with_process), [[head(260, 3) | 9 << 12 | 3 << 32, 0, IOVA.get(), 0]], "TR-09, FQ-C260");
     let told = guest.told(refused(TransactionType::TranslatedRead));
     assert_eq!(told, [[head(260, 6), 0, IOVA.get(), 0]], "TR-08, DC-02");
     let told = guest.told(refused(TransactionType::AtsTranslationRequest));

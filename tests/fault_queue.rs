@@ -134,7 +134,7 @@ fn every_transaction_type_has_its_code() {
     ] {
         let mut guest = Guest::new(3);
         guest.report(&HostFault::new(Cause::ReadPageFault, access, Iova::new(0x4)));
-        assert_eq!(guest.records(), [[head, 0, 4, 0]], "{rule}, FQ-53, FQ-54");
+        assert_eq!(guest.records(), [[head, 0, 4, 0]], "ACC-03, {rule}, FQ-53, FQ-54");
     }
 }
 
@@ -156,7 +156,7 @@ fn every_cause_is_shown_as_the_guest_could_have_caused_it() {
             guest.report(&HostFault::new(Cause::decode(code).unwrap(), access, Iova::new(0x1000)));
             let head = 0x1234_5600_0000_0000 | u64::from(access.code()) << 34 | u64::from(shown);
             let expected = if shown == 0 { vec![] } else { vec![[head, 0, 0x1000, 0]] };
-            assert_eq!(guest.records(), expected, "FQ-C{code}, FQ-48, FQ-52, VT-02 to -06: {access:?}");
+            assert_eq!(guest.records(), expected, "FQ-C{code:03}, FQ-48, FQ-52, VT-02 to -06: {access:?}");
         }
     }
 }
@@ -214,7 +214,7 @@ fn a_completed_fence_ends_what_a_record_stands_for() {
     assert_eq!(
         guest.rig.iommu.stats().faults_coalesced,
         1,
-        "FQ-07: the guest may have mended what the first was about"
+        "FQ-07, FR-12: the guest may have mended what the first was about"
     );
     assert_eq!(guest.records().len(), 2);
 }
@@ -243,16 +243,16 @@ fn dtf_hides_what_a_context_decides_and_nothing_before_it() {
     let dc = |directory: &tables::Directory, tc: u64| directory.set(DeviceId::truncate(DEVICE), &[tc, 0, 0, 0]);
     for dtf in [0, 1 << 4] {
         let reported: [Directory; 4] = [
-            ("no memory", 257, |rig, directory| {
+            ("FQ-C257, no memory", 257, |rig, directory| {
                 let at = directory.entry_address(DeviceId::truncate(DEVICE));
                 rig.memory.fail(at, 32, MemoryFault::Access);
             }),
-            ("V = 0", 258, |_, directory| directory.invalidate(DeviceId::truncate(DEVICE))),
-            ("a reserved bit", 259, |rig, directory| {
+            ("FQ-C258, V = 0", 258, |_, directory| directory.invalidate(DeviceId::truncate(DEVICE))),
+            ("FQ-C259, a reserved bit", 259, |rig, directory| {
                 let at = directory.entry_address(DeviceId::truncate(DEVICE));
                 rig.memory.write(at, rig.memory.read(at) | 1 << 12);
             }),
-            ("poison", 268, |rig, directory| {
+            ("FQ-C268, poison", 268, |rig, directory| {
                 let at = directory.entry_address(DeviceId::truncate(DEVICE));
                 rig.memory.fail(at, 32, MemoryFault::Corruption);
             }),
@@ -265,7 +265,7 @@ fn dtf_hides_what_a_context_decides_and_nothing_before_it() {
             guest.rig.write8(DDTP, directory.ddtp());
             guest.report(&HostFault::new(Cause::DdtNotValid, TransactionType::UntranslatedRead, Iova::new(0x1000)));
             let expected = [[0x1234_5608_0000_0000 | cause, 0, 0x1000, 0]];
-            assert_eq!(guest.records(), expected, "FQ-46, FQ-47, FQ-C{cause}: {name}, tc {dtf:#x}");
+            assert_eq!(guest.records(), expected, "FQ-46, FQ-47, {name}, tc {dtf:#x}");
         }
         // A context that is as it should be: what follows from it is hidden if it says so.
         for code in [1, 4, 5, 6, 7, 12, 13, 15, 20, 21, 23, 260, 261, 262, 263, 264, 270, 271, 274] {
@@ -279,8 +279,8 @@ fn dtf_hides_what_a_context_decides_and_nothing_before_it() {
             guest.report(&if code == 260 { fault.with_process(process(1), false) } else { fault });
             let hidden = u64::from(dtf != 0);
             let count = u64::try_from(guest.records().len()).unwrap();
-            assert_eq!(count, 1 - hidden, "FQ-46, FQ-C{code}, tc {dtf:#x}");
-            assert_eq!(guest.rig.iommu.stats().faults_withheld, hidden, "FQ-C{code}");
+            assert_eq!(count, 1 - hidden, "FQ-46, FQ-C{code:03}, tc {dtf:#x}");
+            assert_eq!(guest.rig.iommu.stats().faults_withheld, hidden, "FQ-C{code:03}");
         }
     }
     assert_eq!(device.get(), DEVICE);

@@ -233,9 +233,9 @@ fn a_pending_bit_cleared_before_its_error_is_set_again_with_another_message() {
         let mut guest = Guest::with_messages().enabled();
         happen(&mut guest);
         for _ in 0..3 {
-            assert_eq!(guest.messages(), [message(vector)], "REG-IPSR-09, IRQ-08: {name}");
+            assert_eq!(guest.messages(), [message(vector)], "REG-IPSR-09, IRQ-08, SYNC-07: {name}");
             guest.write(IPSR, pending);
-            assert_eq!(guest.read(IPSR), pending, "REG-IPSR-09, IRQ-08: {name}");
+            assert_eq!(guest.read(IPSR), pending, "REG-IPSR-09, IRQ-08, SYNC-07: {name}");
         }
         // Turning the queue off does not change the level (REG-FQCSR-10).
         guest.write(csr, INTERRUPT_ENABLE);
@@ -449,7 +449,7 @@ fn a_message_that_fails_is_a_fault_record() {
     guest.write(CQCSR, BOTH_ENABLES);
     guest.write(entry(1), 0x7000_0124);
     guest.stop();
-    assert_eq!(guest.records(), [[273, 0, 0x7000_0124, 0]], "REG-MSI-15, FQ-30, FQ-33, FQ-55, FQ-60");
+    assert_eq!(guest.records(), [[273, 0, 0x7000_0124, 0]], "REG-MSI-15, FQ-30, FQ-33, FQ-55, FQ-60, FQ-C273, FLT-11");
     assert_eq!((guest.read(IPSR), guest.messages()), (CIP, vec![]), "REG-MSI-15: still pending, the message is lost");
     guest.write(entry(1), file(1).get());
     let _ = guest.rig.iommu.run();
@@ -475,7 +475,7 @@ fn a_failing_message_about_a_failing_message_ends() {
     guest.write(entry(1), 0x7000_1000);
     guest.write(entry(2), 0x7000_2000);
     guest.stop();
-    assert_eq!(guest.records(), [[273, 0, 0x7000_1000, 0], [273, 0, 0x7000_2000, 0]], "IRQ-14");
+    assert_eq!(guest.records(), [[273, 0, 0x7000_1000, 0], [273, 0, 0x7000_2000, 0]], "IRQ-14, FR-14");
     assert_eq!((guest.read(IPSR), guest.messages()), (CIP | FIP, vec![]), "IRQ-14");
     // Each clearing is one more edge, one more message that fails, one more record at most.
     guest.write(IPSR, FIP);

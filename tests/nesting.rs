@@ -394,8 +394,7 @@ mod contexts {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
-        // Every field that a valid context may hold and that is the host's, or nobody's, is left behind (MRG-03,
-        // MRG-05, MRG-08).
+        // Every field that a valid context may hold and that is the host's, or nobody's, is left behind.
         #[test]
         fn t10_hold_nothing_that_is_not_on_the_allow_list(
             (dtf, gade, sade, sbe) in any::<(bool, bool, bool, bool)>(),
@@ -414,7 +413,7 @@ mod contexts {
                 0 => "Bare".to_owned(),
                 _ => format!("{:#x}/{number}{flags}", root << 12),
             };
-            prop_assert_eq!(got, expected);
+            prop_assert_eq!(got, expected, "MRG-05, MRG-08");
         }
     }
 

@@ -523,7 +523,7 @@ mod invalidations {
             assert_eq!(rig.ring([Iotinval::ALL.vma(), FENCE.encode()]), Progress::Waiting);
             assert_eq!(rig.orders().last().map(String::as_str), Some("0=Blocked"));
             assert_eq!((rig.iommu.health(), rig.passed()), (Health::Failed, false));
-            assert_eq!(rig.read(register::CQCSR) & ERRORS, 0, "no virtual error bit");
+            assert_eq!(rig.read(register::CQCSR) & ERRORS, 0, "VC-03: no virtual error bit");
         }
     }
 }

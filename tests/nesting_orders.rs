@@ -371,7 +371,7 @@ mod valid_without_invalidation {
             seen.push(blocked.into_iter().filter(|&n| rig.context(n) != "Blocked").collect::<Vec<_>>());
         }
         seen.sort();
-        assert_eq!(seen, [[0], [1], [2]]);
+        assert_eq!(seen, [[0], [1], [2]], "UPD-04, SYNC-08");
         let _ = rig.memory.take_loads();
         assert_eq!(rig.ring([]), Progress::Idle);
         assert!(rig.memory.take_loads().is_empty(), "there is none left to look at");
@@ -432,7 +432,7 @@ mod valid_without_invalidation {
         let mut rig = not_valid();
         rig.directory.set(id(0), &rig.a.context(pscid(1)));
         let _ = rig.ring([inval_ddt(Some(id(0))), FENCE.encode()]);
-        assert_eq!(rig.dma(0).access, Access::Translated(PAGE_A));
+        assert_eq!(rig.dma(0).access, Access::Translated(PAGE_A), "DIR-04, SYNC-03");
         assert_eq!(rig.iommu.health(), Health::Good);
     }
 }

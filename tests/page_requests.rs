@@ -233,7 +233,7 @@ const REFUSALS: [Refusal; 8] = [
         ResponseCode::InvalidRequest,
     ),
     (
-        "PQ-13, PRI-06, DISC-Q07",
+        "PQ-13, PRI-06, DISC-Q07, DX-07",
         |guest| {
             let at = guest.directory.entry_address(id(ID));
             guest.rig.memory.fail(at, 32, MemoryFault::Access);

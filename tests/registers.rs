@@ -94,11 +94,14 @@ fn an_access_that_is_not_legal_reads_zero_and_writes_nothing() {
                 let expected = (value(&rig, register) >> bit).to_le_bytes();
                 assert_eq!(buffer[..bytes], expected[..bytes], "REG-ACC-02, -03: {bytes} bytes at {offset}");
             } else {
-                assert!(buffer[..bytes].iter().all(|&byte| byte == 0), "REG-ACC-08: {bytes} bytes at {offset}");
+                assert!(
+                    buffer[..bytes].iter().all(|&byte| byte == 0),
+                    "REG-ACC-08, DISC-R12: {bytes} bytes at {offset}"
+                );
                 let _ = rig.iommu.mmio_write(offset, &[0xff; 17][..bytes]);
             }
         }
-        assert_eq!(snapshot(&rig), before, "REG-ACC-08, -09, -12, -13: after stores at {offset}");
+        assert_eq!(snapshot(&rig), before, "REG-ACC-01, -08, -09, -12, -13: after stores at {offset}");
     }
 }
 
@@ -126,7 +129,7 @@ fn registers_are_little_endian_whatever_fctl_be_says() {
     assert_eq!(rig.read8(CQB), 0x2000_0409, "REG-ACC-02");
     let mut bytes = [0; 4];
     rig.iommu.mmio_read(CQB, &mut bytes);
-    assert_eq!(bytes, [0x09, 0x04, 0, 0x20], "REG-ACC-02, END-11");
+    assert_eq!(bytes, [0x09, 0x04, 0, 0x20], "REG-ACC-02, END-11, EDN-04");
 }
 
 #[test]
@@ -231,7 +234,7 @@ fn reserved_and_custom_fields_read_zero_after_all_ones() {
     for (offset, value, rules) in expected {
         rig.write8(offset, ALL_ONES);
         rig.write(offset, ALL_ONES);
-        assert_eq!(rig.read8(offset) | rig.read(offset), value, "REG-ACC-14, {rules}");
+        assert_eq!(rig.read8(offset) | rig.read(offset), value, "REG-ACC-14, ATTR-06, {rules}");
     }
     let mut rig = full();
     rig.write8(DDTP, ALL_ONES << 4 | 1);
@@ -364,7 +367,11 @@ fn ddtp_takes_the_steps_of_the_transition_table() {
                 // REG-DDTP-01: 5 to 15 are no modes. REG-DDTP-10: no step from one directory to another.
                 let is_step = to <= 4 && !(from >= 2 && to >= 2);
                 let expected = if is_step { new } else { old };
-                assert_eq!(rig.read8(DDTP), expected, "REG-DDTP-01, -04, -06 to -10, -19: {from} to {to}");
+                assert_eq!(
+                    rig.read8(DDTP),
+                    expected,
+                    "REG-DDTP-01, -04, -06 to -10, -19, ATTR-05, DISC-R15: {from} to {to}"
+                );
             }
         }
     }
@@ -430,7 +437,7 @@ fn page_numbers_and_addresses_are_cut_to_the_physical_address_size() {
         rig.write8(FQB, ALL_ONES);
         rig.write8(MSI_CFG_TBL, ALL_ONES);
         assert_eq!((rig.read8(CQB), rig.read8(FQB)), (ppn | 0x1f, ppn | 0x1f), "REG-QB-03 with PAS {pas}");
-        assert_eq!(rig.read8(MSI_CFG_TBL), address, "REG-MSI-03 with PAS {pas}");
+        assert_eq!(rig.read8(MSI_CFG_TBL), address, "REG-MSI-03, -16 with PAS {pas}");
         for mode in 0..=4 {
             rig.write8(DDTP, ALL_ONES << 10 | mode);
             assert_eq!(rig.read8(DDTP), ppn | mode, "REG-DDTP-04 with PAS {pas}");
@@ -490,7 +497,7 @@ fn an_index_has_the_bits_of_the_queue_size() {
             let mut rig = emulated();
             rig.write8(base, u64::from(log2 - 1));
             rig.write(index, ALL_ONES);
-            assert_eq!(rig.read(index), (1_u64 << log2) - 1, "REG-QI-02, -03 with 2^{log2} entries");
+            assert_eq!(rig.read(index), (1_u64 << log2) - 1, "REG-QI-02, -03, DISC-R11 with 2^{log2} entries");
             rig.write(index, 1_u64 << (log2 - 1));
             assert_eq!(rig.read(index), 1_u64 << (log2 - 1), "REG-QI-02, -03");
         }
@@ -535,7 +542,7 @@ fn a_base_write_leaves_the_index_of_the_iommu_alone() {
     assert_eq!((rig.read(CQH), rig.read(FQT)), (3, 2), "REG-QB-09");
     rig.write(CQH, 0);
     rig.write(FQT, 0);
-    assert_eq!((rig.read(CQH), rig.read(FQT)), (3, 2), "REG-QI-01, -04: read-only");
+    assert_eq!((rig.read(CQH), rig.read(FQT)), (3, 2), "REG-QI-01, -04, ATTR-01");
     rig.write(CQCSR, ENABLE);
     rig.write(FQCSR, ENABLE);
     assert_eq!((rig.read(CQH), rig.read(FQT)), (0, 0), "REG-QB-09, REG-CQCSR-01, REG-FQCSR-01");
@@ -552,7 +559,7 @@ fn a_tail_put_back_to_the_head_empties_the_queue() {
     assert_eq!(rig.iommu.write(CQT, Width::U32, 1), Progress::Idle, "REG-QI-08");
     assert_eq!((rig.read(CQH), rig.read(CQT)), (1, 1), "REG-QI-07, -08");
     rig.write(CQT, 7 | 0xffff_fff8);
-    assert_eq!(rig.read(CQT), 7, "REG-QI-02, -08: while on");
+    assert_eq!(rig.read(CQT), 7, "REG-QI-02, -08, DISC-R11: while on");
 }
 
 #[test]
@@ -578,7 +585,7 @@ fn enabling_the_command_queue_starts_at_entry_0_with_no_errors() {
     rig.memory.write(commands.entry(1), Iofence::PLAIN.encode()[0]);
     // The tail is still 2: both commands are carried out at once.
     rig.write(CQCSR, ENABLE);
-    assert_eq!((rig.read(CQCSR), rig.read(CQH), rig.read(CQT)), (ON | ENABLE, 2, 2), "REG-CQCSR-01, -20");
+    assert_eq!((rig.read(CQCSR), rig.read(CQH), rig.read(CQT)), (ON | ENABLE, 2, 2), "REG-CQCSR-01, -20, DISC-R10");
 }
 
 #[test]
@@ -588,7 +595,7 @@ fn writing_the_enable_bit_it_has_restarts_nothing() {
     rig.write(CQT, commands.push_all([Iofence::PLAIN.encode(), ILLEGAL]));
     rig.write(CQCSR, ENABLE | INTERRUPT_ENABLE);
     let expected = ON | ENABLE | INTERRUPT_ENABLE | CMD_ILL;
-    assert_eq!((rig.read(CQCSR), rig.read(CQH)), (expected, 1), "REG-CQCSR-02, -26");
+    assert_eq!((rig.read(CQCSR), rig.read(CQH)), (expected, 1), "REG-CQCSR-02, -26, ATTR-02");
     rig.write(CQCSR, ENABLE);
     assert_eq!((rig.read(CQCSR), rig.read(CQH)), (ON | ENABLE | CMD_ILL, 1), "REG-CQCSR-26");
     rig.write(CQCSR, 0);
@@ -668,7 +675,7 @@ fn a_queue_turned_off_is_busy_until_its_fence_is_done() {
         let mut commands = rig.command_queue(3, ENABLE);
         rig.hold_fences();
         rig.write(CQT, commands.push_all([Iofence::PLAIN.encode(); 2]));
-        assert_eq!((rig.read(CQCSR), rig.read(CQH)), (ON | ENABLE, 0), "CQ-08, REG-CQCSR-29");
+        assert_eq!((rig.read(CQCSR), rig.read(CQH)), (ON | ENABLE, 0), "CQ-08, REG-CQCSR-29, GDRV-05");
         let base = rig.read8(CQB);
         rig.write(CQCSR, 0);
         assert_eq!((rig.read(CQCSR), rig.read(CQH)), (ON | BUSY, 0), "{rules}");

@@ -192,7 +192,7 @@ fn a_context_is_poisoned_by_each_of_its_words_and_by_no_other() {
             let memory = way.memory(false);
             memory.fail(Gpa::new(way.entries[0].get() + word * 8), 8, MemoryFault::Corruption);
             let expected = if word < if extended { 8 } else { 4 } { Some(268) } else { None };
-            assert_eq!(cause(&directory, &memory, way.id), expected, "DDT-12, DDT-18: word {word}");
+            assert_eq!(cause(&directory, &memory, way.id), expected, "DDT-12, DDT-18, REG-DDTP-20: word {word}");
         }
     }
 }

@@ -22,7 +22,7 @@ fn t01_a_fence_store_goes_to_guest_memory_only() {
     assert!(matches!(orders[..], [Order::Fence(_, scope, _)] if scope == nothing), "{orders:?}");
     assert_eq!(vm.memory.take_posts(), [], "the host has not finished");
     vm.settle();
-    assert_eq!(vm.memory.take_posts(), [(at, 0xfeed_beef, Post::FenceData)]);
+    assert_eq!(vm.memory.take_posts(), [(at, 0xfeed_beef, Post::FenceData)], "VC-42");
     assert_eq!(vm.memory.read(at), 0xfeed_beef);
     assert_eq!(vm.orders(), []);
 }
@@ -55,7 +55,7 @@ fn t02_no_id_that_the_guest_chooses_changes_an_order() {
                 _ => Iofence::PLAIN.accesses(true, true).encode(),
             }]);
         }
-        assert_eq!(vm.read(reg::CQH), u64::from(vm.commands.tail()), "all of it is legal");
+        assert_eq!(vm.read(reg::CQH), u64::from(vm.commands.tail()), "VC-02: all of it is legal");
         vm.orders()
     }
 
@@ -107,12 +107,12 @@ fn t04_a_gscid_of_the_guest_flushes_nothing() {
     ];
     vm.ring(&others);
     vm.ring(&[Iofence::PLAIN.encode()]);
-    assert_eq!(invalidations(&vm.orders()), []);
+    assert_eq!(invalidations(&vm.orders()), [], "VC-21");
     assert_eq!(vm.read(reg::CQH), 6, "all of it is legal");
     // What may be flushed is flushed for this VM alone.
     vm.ring(&[Iotinval::ALL.vma(), Iofence::PLAIN.encode()]);
     assert_eq!(invalidations(&vm.orders()), [Invalidation::FirstStage]);
-    assert!(read(&neighbour).stale, "the neighbour's entry is its own to drop");
+    assert!(read(&neighbour).stale, "VC-10: the neighbour's entry is its own to drop");
     neighbour.ring(&[Iotinval::ALL.vma(), Iofence::PLAIN.encode()]);
     assert!(!read(&neighbour).stale);
 }

@@ -97,7 +97,7 @@ fn t18_capabilities_are_what_config_and_crate_and_host_have_in_common() {
             | igs << 28
             | pas.min(width) << 32;
         let shown = iommu.read(reg::CAPABILITIES, Width::U64);
-        prop_assert_eq!(shown, expected, "{:#x} is not {:#x}", shown, expected);
+        prop_assert_eq!(shown, expected, "MRG-11, MRG-13: {:#x} is not {:#x}", shown, expected);
         // And they stay.
         for value in [0, u64::MAX] {
             let _ = iommu.write(reg::CAPABILITIES, Width::U64, value);

@@ -27,6 +27,7 @@ fn t07_a_command_that_can_not_be_read_is_a_memory_fault() {
         vm.memory.fail(vm.commands.entry(1), 1, fault);
         vm.ring(&[Iotinval::ALL.vma(), Iotinval::ALL.vma(), Iotinval::ALL.vma()]);
         assert_eq!((vm.read(reg::CQH), vm.read(reg::CQCSR)), (1, reg::ON | reg::ENABLE | reg::MEMORY_FAULT));
+        assert_eq!(vm.causes(), [], "FLT-09: no record");
     }
 }
 
@@ -101,7 +102,7 @@ fn t24_a_store_aimed_at_mmio_is_an_access_fault() {
     let mut vm = Vm::translating();
     vm.ring(&[Iofence::PLAIN.store(MMIO, 1).encode()]);
     assert_eq!((vm.read(reg::CQH), vm.read(reg::CQCSR)), (0, reg::ON | reg::ENABLE | reg::MEMORY_FAULT));
-    assert_eq!(vm.memory.take_events(), []);
+    assert_eq!(vm.memory.take_events(), [], "FLT-09: no record");
 }
 
 #[test]

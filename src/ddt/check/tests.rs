@@ -172,7 +172,7 @@ fn endianness_is_free_only_where_it_can_be_chosen() {
     for (end, be, sbe) in (0..8).map(|bits| (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0)) {
         let context = [V | if sbe { SBE } else { 0 }, 0, 0, 0, 0, 0, 0, 0];
         let verdict = judge_as(context, false, ALL.with_end(end), be);
-        assert_eq!(verdict.is_ok(), end || sbe == be, "DCK-19, DCK-21: END {end}, BE {be}, SBE {sbe}");
+        assert_eq!(verdict.is_ok(), end || sbe == be, "DCK-19, DCK-21, DISC-R19: END {end}, BE {be}, SBE {sbe}");
         assert_eq!(judge_as(context, true, ALL.with_end(end), be), verdict, "DCK-19");
     }
 }
@@ -195,7 +195,7 @@ fn every_reserved_bit_is_misconfigured() {
                 } else {
                     context.to_vec()
                 };
-                misconfigured(&context, ALL, "DCK-01");
+                misconfigured(&context, ALL, "DCK-01, DC-31");
             }
         }
     }
@@ -251,7 +251,7 @@ fn msi_page_bits_end_with_the_guest_physical_width() {
             for [iohgatp, msiptp] in msiptps {
                 let mut context = [V, *iohgatp, 0, 0, *msiptp, 0, 0, 0];
                 context[dword] = (1 << width) - 1;
-                located(&context, capabilities, "DC-30");
+                located(&context, capabilities, "DC-30, REG-CAP-41");
                 context[dword] = 1 << width;
                 misconfigured(&context, capabilities, "DC-30, DX-02");
                 context[dword] = 1 << 51;
