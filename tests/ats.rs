@@ -495,6 +495,20 @@ fn a_request_that_timed_out_is_done_with() {
 }
 
 #[test]
+fn a_timeout_of_what_was_not_requested_is_not_told() {
+    let mut guest = Guest::new();
+    let _ = guest.ring([inval()]);
+    let [wanted] = guest.itags()[..] else { panic!() };
+    let other = guest.rig.iommu.attach_emulated(id(9), granted()).expect("there is room");
+    let _ = guest.rig.iommu.ats_timeout(other, wanted);
+    let _ = guest.time_out(itag(wanted.get() ^ 1));
+    let _ = guest.complete(wanted);
+    let _ = guest.time_out(wanted);
+    let _ = guest.ring([fence()]);
+    assert_eq!((guest.state(), guest.unexpected()), ((RUNNING, 2), 3), "ATC-04, FEN-07");
+}
+
+#[test]
 fn a_late_completion_does_not_complete_the_request_that_came_after() {
     let mut guest = Guest::new();
     let _ = guest.ring([inval()]);
