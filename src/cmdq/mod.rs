@@ -45,7 +45,16 @@ pub(crate) struct Env<'a, B: Backend, const DEVICES: usize, const BATCH: usize, 
 /// The queue's own state: the fence at its head, while that waits.
 #[derive(Debug)]
 pub(crate) struct CommandQueue {
-    fence: Option<(IofenceC, Barrier)>,
+    fence: Option<Fence>,
+}
+
+/// A fence that waits.
+#[derive(Debug)]
+struct Fence {
+    command: IofenceC,
+    barrier: Barrier,
+    /// Which DMA of emulated devices it waits for is settled.
+    drains: bool,
 }
 
 /// What is to happen after a command.
@@ -164,8 +173,8 @@ impl CommandQueue {
                 }
             }
             Command::IofenceC(fence) => {
-                env.drains.fence(fence.pr || fence.pw);
-                self.fence = Some((fence, Barrier::new(FenceScope::new(fence.pr, fence.pw))));
+                let barrier = Barrier::new(FenceScope::new(fence.pr, fence.pw));
+                self.fence = Some(Fence { command: fence, barrier, drains: false });
                 return self.go_on_with_fence(env);
             }
         }
@@ -184,12 +193,16 @@ impl CommandQueue {
         &mut self,
         env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
     ) -> Flow {
-        let Some((fence, barrier)) = &mut self.fence else {
+        let Some(Fence { command: fence, barrier, drains }) = &mut self.fence else {
             return Flow::Next;
         };
         // Nothing behind the fence has been fetched: what is under way to devices was ordered before it.
         if !env.ats.is_idle() {
             return Flow::Wait(Progress::Waiting);
+        }
+        // Accesses are ordered after that wait (rule FEN-02): what was translated during it counts too.
+        if !core::mem::replace(drains, true) {
+            env.drains.fence(fence.pr || fence.pw);
         }
         let is_drained = env.drains.is_done(env.backend);
         if let Err(progress) = env.nest.pass(barrier, env.registers, env.backend, env.budget) {
