@@ -14,6 +14,8 @@
 mod dma_rig;
 
 use dma_rig::{DEVICE, DmaRig, everything};
+use riscv_viommu::mock::Memory;
+use riscv_viommu::mock::guest::register::DDTP;
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory, pte};
 use riscv_viommu::{
     Capabilities, Config, DeviceId, FirstStageMode, Gpa, Gscid, Gxl, Iova, MemoryFault, ProcessId, Request,
@@ -26,7 +28,10 @@ const DTF: u64 = 1 << 4;
 const PDTV: u64 = 1 << 5;
 const GADE: u64 = 1 << 7;
 const SADE: u64 = 1 << 8;
+const SBE: u64 = 1 << 10;
 const SXL: u64 = 1 << 11;
+/// `fctl.BE`.
+const BE: u64 = 1;
 
 const PROCESS: u32 = 0xb_3456;
 const GSCID: u32 = 0x1234;
@@ -140,11 +145,15 @@ struct Shape {
     first: Option<FirstStageMode>,
     second: Option<SecondStageMode>,
     tc: u64,
+    /// `fctl.BE`; SBE is in `tc`.
+    be: bool,
 }
 
 /// A device behind these tables, with one page mapped.
 struct World {
     rig: DmaRig,
+    /// Guest memory in the byte order of process directories and first stages.
+    of_process: Memory,
     shape: Shape,
     processes: Option<ProcessDirectory>,
     first: Option<PageTable>,
@@ -166,7 +175,11 @@ impl World {
     }
 
     fn with_config(shape: Shape, config: Config) -> Self {
-        let rig = DmaRig::new(config);
+        let plain = Memory::new();
+        let in_order = |big_endian| if big_endian { plain.big_endian() } else { plain.clone() };
+        let (of_iommu, of_process) = (in_order(shape.be), in_order(shape.tc & SBE != 0));
+        let rig = DmaRig::in_memory(config, of_iommu.clone());
+        let rig = if shape.be { rig.with_fctl(BE) } else { rig };
         // Three parts of guest-physical space that have no second-stage entry in common.
         let (low, top) = (0x4000_0000, |bit: u32| 1_u64 << bit);
         let (offsets, gpa) = match shape.second {
@@ -185,10 +198,10 @@ impl World {
             Some(_) => 0x00ab_cdef_8060_5abc,
         };
         let processes =
-            (shape.processes > 0).then(|| ProcessDirectory::new(&rig.memory, shape.processes).below(offsets[0]));
-        let first = shape.first.map(|mode| PageTable::first_stage(&rig.memory, mode).below(offsets[1]));
+            (shape.processes > 0).then(|| ProcessDirectory::new(&of_process, shape.processes).below(offsets[0]));
+        let first = shape.first.map(|mode| PageTable::first_stage(&of_process, mode).below(offsets[1]));
         let second = shape.second.map(|mode| PageTable::second_stage(&rig.memory, mode));
-        let world = Self { rig, shape, processes, first, second, iova, offsets, gpa };
+        let world = Self { rig, of_process, shape, processes, first, second, iova, offsets, gpa };
         world.build();
         world
     }
@@ -286,6 +299,40 @@ impl World {
         }
     }
 
+    /// Guest memory in the byte order of this structure (table EDN).
+    const fn memory(&self, structure: Structure) -> &Memory {
+        match structure {
+            Structure::Pdt | Structure::First => &self.of_process,
+            _ => &self.rig.memory,
+        }
+    }
+
+    fn read(&self, step: &Step) -> u64 {
+        let memory = self.memory(step.structure);
+        if step.bytes == 4 { memory.read_half(step.at).into() } else { memory.read(step.at) }
+    }
+
+    fn write(&self, step: &Step, entry: u64) {
+        let memory = self.memory(step.structure);
+        match step.bytes {
+            4 => memory.write_half(step.at, u32::try_from(entry).expect("4 bytes")),
+            _ => memory.write(step.at, entry),
+        }
+    }
+
+    /// Breaks an entry; what it was.
+    fn spoil(&self, step: &Step, failure: Failure) -> u64 {
+        let good = self.read(step);
+        let bad = match (failure, step.bytes) {
+            (Failure::Invalid, 4) => 0xffff_fffe,
+            (Failure::Invalid, _) => !V,
+            (Failure::Reserved(bit), _) => good ^ bit,
+            (Failure::Violation | Failure::Corruption, _) => good,
+        };
+        self.write(step, bad);
+        good
+    }
+
     fn request(&self, access: Access) -> Request {
         let request = (access.request)(self.rig.device, Iova::new(self.iova));
         match &self.processes {
@@ -335,7 +382,8 @@ const fn reserved_of(bytes: u64, level: u8) -> u64 {
 fn shapes() -> Vec<Shape> {
     use FirstStageMode::{Sv32, Sv39, Sv48, Sv57};
     use SecondStageMode::{Sv32x4, Sv39x4, Sv48x4, Sv57x4};
-    let shape = |extended, processes, first, second| Shape { extended, processes, first, second, tc: 0 };
+    let shape = |extended, processes, first, second| Shape { extended, processes, first, second, tc: 0, be: false };
+    let big = |be, sbe, shape: Shape| Shape { be, tc: shape.tc | if sbe { SBE } else { 0 }, ..shape };
     vec![
         shape(false, 0, Some(Sv39), None),
         shape(true, 0, Some(Sv48), None),
@@ -353,6 +401,13 @@ fn shapes() -> Vec<Shape> {
         shape(true, 0, Some(Sv32), None),
         shape(false, 0, None, Some(Sv32x4)),
         shape(true, 2, Some(Sv32), Some(Sv32x4)),
+        // Big-endian: all, or what one of the two bits is about.
+        big(true, true, shape(true, 3, Some(Sv48), Some(Sv39x4))),
+        big(true, false, shape(false, 3, Some(Sv48), Some(Sv39x4))),
+        big(false, true, shape(true, 3, Some(Sv48), Some(Sv39x4))),
+        big(false, true, shape(false, 1, Some(Sv39), None)),
+        big(true, false, shape(false, 1, Some(Sv32), Some(Sv32x4))),
+        big(false, true, shape(true, 1, Some(Sv32), Some(Sv32x4))),
     ]
 }
 
@@ -384,6 +439,7 @@ fn no_page_takes_more_than_56_loads() {
         first: Some(FirstStageMode::Sv57),
         second: Some(SecondStageMode::Sv57x4),
         tc: 0,
+        be: false,
     };
     let mut world = World::new(shape);
     world.succeeds(READ, "TR-20");
@@ -394,7 +450,7 @@ fn no_page_takes_more_than_56_loads() {
 fn an_entry_that_can_not_be_read_gives_the_cause_of_its_structure() {
     for shape in shapes() {
         for tc in [0, DTF] {
-            let mut world = World::new(Shape { tc, ..shape });
+            let mut world = World::new(Shape { tc: shape.tc | tc, ..shape });
             let steps = world.steps();
             for access in [READ, WRITE, EXECUTE] {
                 for step in &steps {
@@ -437,16 +493,16 @@ fn a_load_that_fails_ends_the_walk() {
 fn a_broken_entry_gives_the_cause_of_its_structure() {
     for shape in shapes() {
         for tc in [0, DTF] {
-            let mut world = World::new(Shape { tc, ..shape });
+            let mut world = World::new(Shape { tc: shape.tc | tc, ..shape });
             let steps = world.steps();
             for access in [READ, WRITE, EXECUTE] {
                 for step in entries(&steps) {
                     for failure in [Failure::Invalid, Failure::Reserved(step.reserved)] {
-                        let restore = break_entry(&world.rig, &step, failure);
+                        let restore = world.spoil(&step, failure);
                         let expected = step.structure.fault(failure, access);
                         // A context that was not found good has no DTF (FR-04).
                         world.fails(access, expected, step.structure.rules());
-                        write_entry(&world.rig, &step, restore);
+                        world.write(&step, restore);
                     }
                 }
                 world.succeeds(access, "VT-01: nothing is left of a failure");
@@ -455,33 +511,11 @@ fn a_broken_entry_gives_the_cause_of_its_structure() {
     }
 }
 
-fn break_entry(rig: &DmaRig, step: &Step, failure: Failure) -> u64 {
-    let good = match step.bytes {
-        4 => u64::from(rig.memory.read_half(step.at)),
-        _ => rig.memory.read(step.at),
-    };
-    let bad = match (failure, step.bytes) {
-        (Failure::Invalid, 4) => 0xffff_fffe,
-        (Failure::Invalid, _) => !V,
-        (Failure::Reserved(bit), _) => good ^ bit,
-        (Failure::Violation | Failure::Corruption, _) => good,
-    };
-    write_entry(rig, step, bad);
-    good
-}
-
-fn write_entry(rig: &DmaRig, step: &Step, entry: u64) {
-    match step.bytes {
-        4 => rig.memory.write_half(step.at, u32::try_from(entry).expect("4 bytes")),
-        _ => rig.memory.write(step.at, entry),
-    }
-}
-
 #[test]
 fn every_reserved_bit_of_a_directory_entry_counts() {
     let reserved = |mask: u64| (0..64).map(|bit| 1_u64 << bit).filter(move |bit| mask & bit != 0);
     for second in [None, Some(SecondStageMode::Sv39x4)] {
-        let shape = Shape { extended: true, processes: 3, first: Some(FirstStageMode::Sv39), second, tc: 0 };
+        let shape = Shape { extended: true, processes: 3, first: Some(FirstStageMode::Sv39), second, tc: 0, be: false };
         let mut world = World::new(shape);
         for step in world.steps() {
             // DDT-10, PDT-04; PC-05 with fsc 59:44.
@@ -507,31 +541,25 @@ fn every_reserved_bit_of_a_directory_entry_counts() {
 
 #[test]
 fn an_update_that_fails_gives_the_cause_of_its_structure() {
-    let shape = Shape {
-        extended: true,
-        processes: 3,
-        first: Some(FirstStageMode::Sv48),
-        second: Some(SecondStageMode::Sv48x4),
-        tc: SADE | GADE,
-    };
-    for access in [READ, WRITE, EXECUTE] {
-        for (failure, fault) in OF_MEMORY {
-            let mut world = World::new(shape);
-            let steps = world.steps();
+    for shape in shapes() {
+        let mut world = World::new(Shape { tc: shape.tc | SADE | GADE, ..shape });
+        let steps = world.steps();
+        for access in [READ, WRITE, EXECUTE] {
             for step in entries(&steps) {
-                let leaf = world.rig.memory.read(step.at);
+                let leaf = world.read(&step);
                 if matches!(step.structure, Structure::Ddt | Structure::Pdt) || leaf & pte::R == 0 {
                     continue;
                 }
-                world.rig.memory.write(step.at, leaf & !pte::A);
-                world.rig.memory.fail_stores(step.at, 8, fault);
-                let expected = step.structure.fault(failure, access);
-                world.fails(access, expected, "AD-05, FLT-03 to FLT-06");
-                assert_eq!(world.rig.memory.read(step.at), leaf & !pte::A, "AD-05");
-                world.rig.memory.clear_failures();
-                world.succeeds(access, "PDT-12, AD-01, AD-02");
-                assert_eq!(world.rig.memory.read(step.at), leaf, "PDT-12, AD-01, AD-02");
-                let _ = world.rig.take_faults();
+                for (failure, fault) in OF_MEMORY {
+                    world.write(&step, leaf & !pte::A);
+                    world.rig.memory.fail_stores(step.at, step.bytes, fault);
+                    let expected = step.structure.fault(failure, access);
+                    world.fails(access, expected, "AD-05, PC-07, FLT-03 to FLT-06");
+                    assert_eq!(world.read(&step), leaf & !pte::A, "AD-05");
+                    world.rig.memory.clear_failures();
+                    world.succeeds(access, "PDT-12, AD-01, AD-02, PC-07");
+                    assert_eq!(world.read(&step), leaf, "PDT-12, AD-01, AD-02, EDN-07");
+                }
             }
         }
     }
@@ -540,20 +568,96 @@ fn an_update_that_fails_gives_the_cause_of_its_structure() {
 #[test]
 fn without_updates_a_leaf_that_was_not_accessed_is_a_fault_of_its_stage() {
     for second in [None, Some(SecondStageMode::Sv39x4)] {
-        let shape = Shape { extended: true, processes: 2, first: Some(FirstStageMode::Sv39), second, tc: 0 };
+        let shape = Shape { extended: true, processes: 2, first: Some(FirstStageMode::Sv39), second, tc: 0, be: false };
         let mut world = World::new(shape);
         let steps = world.steps();
         for access in [READ, WRITE, EXECUTE] {
             for step in entries(&steps) {
-                let leaf = world.rig.memory.read(step.at);
+                let leaf = world.read(&step);
                 if matches!(step.structure, Structure::Ddt | Structure::Pdt) || leaf & pte::R == 0 {
                     continue;
                 }
-                world.rig.memory.write(step.at, leaf & !pte::A);
+                world.write(&step, leaf & !pte::A);
                 let expected = step.structure.fault(Failure::Invalid, access);
                 world.fails(access, expected, "PDT-12, DC-08, DC-09, AD-01, AD-02");
-                world.rig.memory.write(step.at, leaf);
+                world.write(&step, leaf);
             }
         }
+    }
+}
+
+/// The pointers on the way, and the step that reads what they point to: where, which bits, and how far the page number
+/// is shifted in them. Pointers into guest-physical space are not among them.
+fn pointers(world: &World, steps: &[Step]) -> Vec<(Step, u64, u32, Option<Step>)> {
+    const IN_ENTRY: (u64, u32) = (0x003f_ffff_ffff_fc00, 10);
+    const IN_CONTEXT: (u64, u32) = (0x0fff_ffff_ffff, 0);
+    let mut pointers = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        let next = steps.get(index + 1).copied();
+        let guest_physical = world.second.is_some() && matches!(step.structure, Structure::Pdt | Structure::First);
+        let (offset, (mask, shift)) = match (step.structure, step.bytes) {
+            _ if guest_physical => continue,
+            (Structure::Ddt, 32 | 64) if world.second.is_some() => (8, IN_CONTEXT),
+            (Structure::Ddt, 32 | 64) => (24, IN_CONTEXT),
+            // Of a Bare first stage.
+            (Structure::Pdt, 16) if world.first.is_none() => continue,
+            (Structure::Pdt, 16) => (8, IN_CONTEXT),
+            _ => (0, IN_ENTRY),
+        };
+        if steps[..index].iter().all(|earlier| earlier.at != step.at) {
+            pointers.push((Step { at: Gpa::new(step.at.get() + offset), bytes: 8, ..*step }, mask, shift, next));
+        }
+    }
+    pointers
+}
+
+#[test]
+fn a_pointer_to_where_nothing_can_be_read_gives_the_cause_of_what_was_to_be_read() {
+    const PAS: u32 = 36;
+    // Past PAS, though there is memory; the last page of all, at a multiple of 16 KiB; and where there is no memory.
+    let pages = [1 << (PAS - 12), 0x0fff_ffff_fffc, 0x7_0000];
+    for second in [None, Some(SecondStageMode::Sv39x4)] {
+        for first in [None, Some(FirstStageMode::Sv39)] {
+            let shape = Shape { extended: false, processes: 3, first, second, tc: 0, be: false };
+            let mut world = World::with_config(shape, everything().with_pas(36).with_extended_contexts(false));
+            world.rig.memory.map(Gpa::new(1 << PAS), 0x4000);
+            let steps = world.steps();
+            for (pointer, mask, shift, next) in pointers(&world, &steps) {
+                let good = world.read(&pointer);
+                for page in pages {
+                    world.write(&pointer, good & !mask | page << shift);
+                    world.rig.forget_accesses();
+                    if let Some(next) = next {
+                        for access in [READ, WRITE, EXECUTE] {
+                            let expected = next.structure.fault(Failure::Violation, access);
+                            world.fails(access, expected, "DDT-14, PDT-15, PCK-05, S1-08, S2-04, VT-15");
+                        }
+                    } else {
+                        // What is at the final address is not the IOMMU's to know.
+                        let request = world.request(READ);
+                        let expected = page << 12 | world.iova & 0xfff;
+                        assert_eq!(world.rig.address(request), Ok(expected), "TR-21");
+                    }
+                    let beyond = world.rig.memory.take_loads().iter().any(|(at, _)| at.get() >= 1 << PAS);
+                    assert!(!beyond, "DDT-14, PDT-15: nothing past PAS is read");
+                }
+                world.write(&pointer, good);
+            }
+            world.succeeds(READ, "VT-01");
+        }
+    }
+}
+
+#[test]
+fn a_directory_root_where_nothing_can_be_read_is_an_access_fault() {
+    let shape =
+        Shape { extended: true, processes: 0, first: Some(FirstStageMode::Sv39), second: None, tc: DTF, be: false };
+    let mut world = World::with_config(shape, everything().with_pas(36));
+    world.rig.memory.map(Gpa::new(1 << 36), 0x1000);
+    for page in [1 << 24, 0x7_0000] {
+        // From one directory to another by way of Off (REG-DDTP-10).
+        world.rig.write8(DDTP, 0);
+        world.rig.write8(DDTP, page << 10 | 4);
+        world.fails(WRITE, (257, 0), "DDT-14, VT-15, FR-03, FR-04");
     }
 }
