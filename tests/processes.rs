@@ -3,7 +3,6 @@
 //! Every entry that fails is in `translate_faults`. Rule IDs are those of the rules of directories and translation.
 
 #![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a failure is a finding")]
-#![expect(clippy::arithmetic_side_effects, reason = "small numbers")]
 
 mod dma_rig;
 
@@ -368,7 +367,7 @@ fn processes_have_translations_of_their_own() {
         let mut world = World::<CACHE>::new(3, 0);
         for (pid, page) in [(1, 1), (2, 2), (0x2_0001, 3)] {
             let table = world.map(pid, V | u64::from(pid) << 12, pte::RW);
-            table.map(IOVA, page << 12, 0, pte::RW | page % 3 << 61);
+            table.map(IOVA, page << 12, 0, pte::RW | (page % 3) << 61);
         }
         for _ in 0..2 {
             for (pid, page) in [(1, 1), (2, 2), (0x2_0001, 3)] {
@@ -462,7 +461,7 @@ fn a_directory_past_the_guest_physical_width_is_a_guest_page_fault() {
         let request = Request::read(world.rig.device, Iova::new(0x5678)).with_process(process(0x42), false);
         let expected = if good { Ok(TO | 0x678) } else { Err(21) };
         assert_eq!(world.rig.address(request), expected, "S2-03, DC-14, PDT-10: {gpa:#x}");
-        let record = [head(21, 2, Some((0x42, false))), 0, 0x5678, gpa + 0x42 * 16 | 1];
+        let record = [head(21, 2, Some((0x42, false))), 0, 0x5678, (gpa + 0x42 * 16) | 1];
         let records = if good { vec![] } else { vec![record] };
         assert_eq!(world.rig.take_faults(), records, "DC-14, PDT-06, FR-08");
     }
