@@ -68,6 +68,19 @@ impl<const CACHE: usize> DmaRig<CACHE> {
         rig
     }
 
+    /// Writes `fctl` as a driver does: everything is off meanwhile (REG-FCTL-07).
+    pub(crate) fn with_fctl(mut self, fctl: u64) -> Self {
+        let (cqcsr, fqcsr, ddtp) = (register::CQCSR, register::FQCSR, register::DDTP);
+        for offset in [cqcsr, fqcsr, ddtp] {
+            self.write(offset, 0);
+        }
+        self.write(register::FCTL, fctl);
+        self.write(cqcsr, register::ENABLE);
+        self.write(fqcsr, register::ENABLE);
+        self.write8(ddtp, self.directory.ddtp());
+        self
+    }
+
     pub(crate) fn write(&mut self, offset: u64, value: u64) {
         let _ = self.iommu.write(offset, Width::U32, value);
     }
