@@ -65,7 +65,7 @@ fn an_id_too_wide_for_the_directory_is_refused_whatever_its_low_bits_are() {
         rig.forget_accesses();
         assert_eq!(rig.address(Request::read(device, Iova::new(0))), Err(260), "DX-01, TR-06: {id:#x}");
         assert_eq!(loads(&rig), [], "DX-01, DDT-16: {id:#x}");
-        assert_eq!(rig.take_fault()[0], u64::from(id) << 40 | 2 << 34 | 260, "DX-01");
+        assert_eq!(rig.take_fault()[0], u64::from(id) << 40 | 2 << 34 | 0x104, "DX-01");
         let request = PageRequest::read(Iova::new(0), Prgi::truncate(1));
         let response = rig.iommu.page_request(device, &request).expect("it has ATS").expect("it is the last");
         assert_eq!(response.payload().into_bits(), 1 << 32 | 1 << 44, "DX-01, DX-25, PRI-07");
