@@ -114,6 +114,7 @@ fn main() -> Result<()> {
 
 /// Where the guest has its RAM, and the page of its interrupt file.
 const RAM: u64 = 0x8000_0000;
+const RAM_SIZE: u64 = 0x4_0000;
 const INTERRUPT_FILE: u64 = 0x2800_0000;
 
 /// The VM as its devices see it. Its vCPUs use the memory at the same time: every access is atomic.
@@ -132,7 +133,7 @@ type Iommu<'m> = VIommu<Parts<&'m Machine, &'m Machine, NoPhysical>, 1, 1, 64>;
 
 impl Machine {
     fn new() -> Self {
-        let ram = (0..0x8000).map(|_| AtomicU64::new(0)).collect();
+        let ram = (0..RAM_SIZE / 8).map(|_| AtomicU64::new(0)).collect();
         let [interrupts, copies, awaited] = [0; 3].map(AtomicU64::new);
         Self { ram, interrupts, copies, awaited }
     }

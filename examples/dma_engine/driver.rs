@@ -9,18 +9,18 @@ use riscv_viommu::pt::Pte;
 use riscv_viommu::regs::{Cqcsr, Ddtp, DdtpMode, Fqcsr, Ipsr, QueueBase};
 use riscv_viommu::{FaultHead, FirstStageMode, Gpa, Iova, MemoryFault, Ppn, Progress, Pscid, Register};
 
-use super::{ENGINE, INTERRUPT_FILE, IOMMU_INTERRUPT, Iommu, Machine, PROCESS, RAM, Result};
+use super::{ENGINE, INTERRUPT_FILE, IOMMU_INTERRUPT, Iommu, Machine, PROCESS, RAM, RAM_SIZE, Result};
 
 /// The driver, with what it has in the guest's memory.
 pub(crate) struct Driver<'m> {
     machine: &'m Machine,
-    /// The first page that is free.
+    /// Free memory ends here. It is used up from its end: pages that are neighbours to a device are not in memory.
     free: u64,
     /// `cqt`.
     tail: u64,
 }
 
-/// Pages of the driver: queues and directories. What it allocates follows.
+/// Pages of the driver: queues and directories.
 const COMMANDS: u64 = RAM;
 const FAULTS: u64 = RAM + 0x1000;
 const DEVICES: u64 = RAM + 0x2000;
@@ -49,7 +49,7 @@ fn read(iommu: &Iommu<'_>, register: Register) -> u64 {
 impl<'m> Driver<'m> {
     /// Turns the IOMMU on, with a directory that has the engine and a page table for each of two processes.
     pub(crate) fn start(machine: &'m Machine, iommu: &mut Iommu<'_>) -> Result<Self> {
-        let mut driver = Self { machine, free: RAM + 0x4000, tail: 0 };
+        let mut driver = Self { machine, free: RAM + RAM_SIZE, tail: 0 };
         let queue = |at| QueueBase::new().with_log2sz_minus_1(6).with_ppn(page(at)).into_bits();
         let context = DEVICES + u64::from(ENGINE) * 32;
         // A process directory with 8-bit ids. Requests without a process are of process 0.
@@ -78,8 +78,8 @@ impl<'m> Driver<'m> {
     }
 
     fn allocate(&mut self) -> u64 {
-        self.free += 0x1000;
-        self.free - 0x1000
+        self.free -= 0x1000;
+        self.free
     }
 
     fn get(&self, at: u64) -> Result<u64, MemoryFault> {
