@@ -9,20 +9,49 @@
 //! A type that implements all three is a [`Backend`]; [`Parts`] makes one of three separate values. A wrapper that
 //! traces, fans out or injects faults wraps one of the three.
 //!
+//! Of [`GuestMemory`] every host has [`load`](GuestMemory::load), [`store`](GuestMemory::store) and
+//! [`post`](GuestMemory::post). The other methods have defaults:
+//!
+//! | method | without it there is no |
+//! |---|---|
+//! | [`compare_exchange`](GuestMemory::compare_exchange), [`has_compare_exchange`](GuestMemory::has_compare_exchange) | update of A and D bits (`AMO_HWAD`) for emulated devices, no interrupt file in memory (`MSI_MRIF`) |
+//! | [`drain`](GuestMemory::drain) | DMA of emulated devices that outlives the lock its translation was asked for under |
+//! | [`unmapped`](GuestMemory::unmapped) | translation kept for a second access |
+//! | [`publish`](GuestMemory::publish) | register read without a trap ([`Config::with_mirror`](crate::Config::with_mirror)) |
+//!
 //! # Locks
 //!
 //! A `VIommu` is `Send` and needs one lock per instance. The order is: device model, vIOMMU, physical driver and
 //! interrupt controller. The crate calls a backend while its own lock is held, so no backend method may call back
 //! into the same vIOMMU; a physical fault handler copies what it drained into a queue of the host and calls
-//! [`report_fault`](crate::VIommu::report_fault) later, without the driver's lock.
+//! [`report_fault`](crate::VIommu::report_fault) later, without the driver's lock. A device model asks for translations
+//! under its own lock, so the crate never calls one: what the guest has for it is taken with
+//! [`next_message`](crate::VIommu::next_message).
+//!
+//! # DMA of emulated devices
+//!
+//! The guest takes a page back in three steps: it changes its tables, orders an invalidation, and waits for a fence.
+//! When the fence is complete no device may use the page any more. A host says in one of two ways how the crate can
+//! know:
+//!
+//! * All DMA is done under the lock its [`Translation`](crate::Translation) was asked for under:
+//!   [`Config::with_synchronous_dma`](crate::Config::with_synchronous_dma). There is never anything to wait for.
+//! * DMA goes on without the lock, in another thread or another process: [`drain`](GuestMemory::drain) is asked whether
+//!   that of an [`Epoch`] is done, and the guest's fence waits until the host says so with
+//!   [`drained`](crate::VIommu::drained).
+//!
+//! With neither, [`attach_emulated`](crate::VIommu::attach_emulated) refuses. A host that keeps translations for later
+//! accesses (vhost, an IOTLB of a device model) has `drain`, and [`unmapped`](GuestMemory::unmapped) in addition.
 //!
 //! # A complete small host
 //!
-//! Everything a host with emulated devices only has to write:
+//! Everything a host with emulated devices only has to write, and the first access of a device. The same with a device
+//! model and a guest is `examples/dma_engine.rs`.
 //!
 //! ```
 //! use riscv_viommu::{
-//!     Config, Gpa, GuestMemory, InterruptKinds, Interrupts, MemoryFault, NoPhysical, Parts, Post, VIommu, Width,
+//!     Cause, Config, DeviceId, DevicePolicy, Gpa, GuestMemory, InterruptKinds, Interrupts, Iova, MemoryFault,
+//!     NoPhysical, Parts, Post, Request, TranslateError, VIommu, Width,
 //! };
 //!
 //! /// Guest RAM: 64-bit words from guest-physical address 0x8000_0000 on.
@@ -59,6 +88,25 @@
 //!         self.0[word] = self.0[word] & !(0xffff_ffff << shift) | u64::from(data) << shift;
 //!         Ok(())
 //!     }
+//!
+//!     // A host that leaves out these two does not offer its guest updates of A and D bits.
+//!     fn has_compare_exchange(&self) -> bool {
+//!         true
+//!     }
+//!
+//!     fn compare_exchange(&mut self, at: Gpa, width: Width, old: u64, new: u64) -> Result<bool, MemoryFault> {
+//!         // Where vCPUs run beside this, one atomic operation.
+//!         let word = self.range(Gpa::new(at.get() & !7), 1)?.start;
+//!         let (mask, shift) = match width {
+//!             Width::U32 => (0xffff_ffff, (at.get() & 4) * 8),
+//!             _ => (u64::MAX, 0),
+//!         };
+//!         let is_old = self.0[word] >> shift & mask == old;
+//!         if is_old {
+//!             self.0[word] = self.0[word] & !(mask << shift) | new << shift;
+//!         }
+//!         Ok(is_old)
+//!     }
 //! }
 //!
 //! struct NoWires;
@@ -73,9 +121,13 @@
 //!
 //! let host = Parts { memory: Ram(vec![0; 0x1000]), interrupts: NoWires, physical: NoPhysical };
 //! let mut iommu: VIommu<_> = VIommu::new(host);
-//! iommu.start(&Config::emulated())?;
+//! iommu.start(&Config::emulated().with_synchronous_dma(true))?;
 //! assert_eq!(iommu.read(0, Width::U32) & 0xff, 0x10); // capabilities.version
-//! # Ok::<(), riscv_viommu::ConfigError>(())
+//!
+//! let device = iommu.attach_emulated(DeviceId::new(0x10)?, DevicePolicy::default())?;
+//! let refused = iommu.translate(&Request::read(device, Iova::new(0x1000)).with_length(64));
+//! assert_eq!(refused, Err(TranslateError::Fault(Cause::AllInboundDisallowed))); // the guest has not turned it on
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # Two vIOMMUs, one driver
@@ -170,8 +222,9 @@ use crate::regs::{Igs, Width};
 ///
 /// Addresses are guest-physical ([`Gpa`]). Whatever is not memory of this guest that a device may use is
 /// [`MemoryFault::Access`], the vIOMMU's own register page and other emulated MMIO included: the crate must not be
-/// entered again from here. Memory is written only for queue records, fence data and interrupts, and never from
-/// [`read`](crate::VIommu::read). A host that tracks dirty pages marks what `store` and `post` write.
+/// entered again from here. Memory is written only for queue records, fence data, interrupts, and A and D bits of page
+/// tables, and never from [`read`](crate::VIommu::read). A host that tracks dirty pages marks what `store`, `post` and
+/// `compare_exchange` write, and what its device models write to where a [`Translation`](crate::Translation) leads.
 pub trait GuestMemory {
     /// Reads `out.len()` 64-bit words from `at`, which is a multiple of 8.
     ///
@@ -220,9 +273,12 @@ pub trait GuestMemory {
     /// Whether every DMA of an emulated device that uses a [`Translation`](crate::Translation) of epoch `upto` or an
     /// older one is done, its stores visible to the guest.
     ///
-    /// Called before the guest is told that an invalidation, or a fence for reads or writes, is complete.
-    /// `Some(Pending)` is followed by [`drained`](crate::VIommu::drained). `None`, the default, says that the host does
-    /// not keep count: right for one that uses a translation only under the lock it got it under, and says so with
+    /// Called before the guest is told that an invalidation, or a fence for reads or writes, is complete; and by
+    /// [`attach_emulated`](crate::VIommu::attach_emulated) with an epoch that nothing has, which has no consequence but
+    /// that `None` is refused. Each epoch is asked for once. `Some(Pending)` is followed by
+    /// [`drained`](crate::VIommu::drained) with the same `upto`, not with the epoch of the last DMA that ended: that
+    /// one may be older. `None`, the default, says that the host does not keep count: right for one that uses a
+    /// translation only under the lock it got it under, and says so with
     /// [`Config::with_synchronous_dma`](crate::Config::with_synchronous_dma).
     fn drain(&mut self, upto: Epoch) -> Option<Completion> {
         let _ = upto;
@@ -232,7 +288,8 @@ pub trait GuestMemory {
     /// The guest has asked to forget these translations: a host that keeps translations of its own (vhost, an IOTLB
     /// of a device model) drops them before it returns, so that none is used for a DMA that begins later.
     ///
-    /// It may be told more than what changed. The guest is told after [`drain`](Self::drain).
+    /// It may be told more than what changed. A host that does not know the PSCID of what it keeps drops by pages
+    /// alone, and everything where only a PSCID is given. The guest is told after [`drain`](Self::drain).
     fn unmapped(&mut self, what: &Invalidation<DeviceId>) {
         let _ = what;
     }

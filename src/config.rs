@@ -51,8 +51,8 @@ const DEFAULT_OFFER: Capabilities = Capabilities::new()
 impl Config {
     /// For passthrough devices: the guest's first stage nested under the host's second stage.
     ///
-    /// Offers what the host's IOMMU can nest, range and non-leaf invalidation, base-format device contexts and
-    /// 4 interrupt vectors; after reset the IOMMU is Off.
+    /// Offers what the host's IOMMU can nest, range and non-leaf invalidation, base-format device contexts and 4
+    /// interrupt vectors; after reset the IOMMU is Off. Emulated devices beside them are offered the same, and no more.
     #[must_use]
     pub const fn nested() -> Self {
         Self {
@@ -71,12 +71,23 @@ impl Config {
         }
     }
 
-    /// For a host whose devices are all emulated: every first-stage scheme of RV64, process directories, and whatever
-    /// else [`nested`](Self::nested) offers.
+    /// For a host whose devices are all emulated.
     ///
-    /// Updates of A and D bits and interrupt files in memory need
-    /// [`compare_exchange`](crate::GuestMemory::compare_exchange). A second stage of the guest's own, MSI page tables,
-    /// ATS, the performance monitor, the debug interface and RV32 are offered where they are asked for.
+    /// | offered | with |
+    /// |---|---|
+    /// | Sv39, Sv48, Sv57, Svnapot, Svpbmt, Svrsw60t59b, process directories, range and non-leaf invalidation | |
+    /// | updates of A and D bits | [`compare_exchange`](crate::GuestMemory::compare_exchange) |
+    /// | a second stage of the guest's own | [`with_second_stage`](Self::with_second_stage) |
+    /// | MSI page tables | that, and [`with_extended_contexts`](Self::with_extended_contexts) |
+    /// | interrupt files in memory | both, and [`compare_exchange`](crate::GuestMemory::compare_exchange) |
+    /// | ATS and page requests | [`with_ats`](Self::with_ats) |
+    /// | RV32 | [`with_gxl`](Self::with_gxl) |
+    /// | big-endian structures | [`with_big_endian`](Self::with_big_endian) |
+    /// | debug interface, performance monitor, quality-of-service ids | [`with_debug`](Self::with_debug), [`with_counters`](Self::with_counters), [`with_qos_bits`](Self::with_qos_bits) |
+    ///
+    /// 4 interrupt vectors, base-format contexts and a reset to Off are as for [`nested`](Self::nested). A device can
+    /// be attached only if the host keeps count of its DMA ([`GuestMemory::drain`](crate::GuestMemory::drain)) or [has
+    /// none](Self::with_synchronous_dma) that could be counted.
     #[must_use]
     pub const fn emulated() -> Self {
         Self { nesting: false, ..Self::nested() }
@@ -101,29 +112,32 @@ impl Config {
     /// and Sv57x4, and Sv32x4 where there is [RV32](Self::with_gxl). With
     /// [`with_extended_contexts`](Self::with_extended_contexts) MSI page tables come with it.
     ///
-    /// Not together with [`nested`](Self::nested): hardware has two stages, and the second is the host's.
+    /// Without effect on [`nested`](Self::nested): hardware has two stages, and the second is the host's.
     #[must_use]
     pub const fn with_second_stage(self, second_stage: bool) -> Self {
         let offer = self.offer.with_sv32x4(second_stage).with_sv39x4(second_stage);
         Self { offer: offer.with_sv48x4(second_stage).with_sv57x4(second_stage), ..self }
     }
 
-    /// RV32 contexts, with Sv32 and Sv32x4: whether `fctl.GXL` is 0, 1, or the guest's to write. 0 unless said, and
-    /// with [`nested`](Self::nested).
+    /// RV32 contexts (`SXL` = 1) with Sv32, and with Sv32x4 where there is a
+    /// [second stage](Self::with_second_stage): whether `fctl.GXL` is 0, 1, or the guest's to write. 0 unless said, and
+    /// always with [`nested`](Self::nested). With 0 there is no RV32.
     #[must_use]
     pub const fn with_gxl(self, gxl: Gxl) -> Self {
         Self { gxl, ..self }
     }
 
-    /// States that every DMA of an emulated device is done under the lock its
-    /// [`Translation`](crate::Translation) was asked for under: there is never one to wait for. Other hosts implement
-    /// [`GuestMemory::drain`](crate::GuestMemory::drain).
+    /// States that every DMA of an emulated device is done under the lock its [`Translation`](crate::Translation) was
+    /// asked for under: there is never one to wait for. Other hosts implement
+    /// [`GuestMemory::drain`](crate::GuestMemory::drain); [one of the two](crate::backend#dma-of-emulated-devices) has
+    /// to be.
     #[must_use]
     pub const fn with_synchronous_dma(self, synchronous: bool) -> Self {
         Self { synchronous_dma: synchronous, ..self }
     }
 
-    /// Lets the guest choose big-endian structures (`capabilities.END`), where the host's IOMMU can.
+    /// Lets the guest choose big-endian structures (`capabilities.END`); with [`nested`](Self::nested) where the host's
+    /// IOMMU can.
     #[must_use]
     pub const fn with_big_endian(self, end: bool) -> Self {
         Self { offer: self.offer.with_end(end), ..self }
@@ -144,7 +158,8 @@ impl Config {
         Self { vectors, ..self }
     }
 
-    /// Largest physical address size in bits, 32 to 56. The host's second stage may lower it further.
+    /// Largest physical address size in bits, 32 to 56. With [`nested`](Self::nested) the host's second stage may lower
+    /// it further.
     #[must_use]
     pub const fn with_pas(self, pas: u8) -> Self {
         match Capabilities::new().with_pas_checked(pas) {

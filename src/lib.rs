@@ -1,16 +1,20 @@
-//! A virtual RISC-V IOMMU for hypervisors: gives a guest its own IOMMU while the host keeps the physical one.
+//! A virtual RISC-V IOMMU for hypervisors: gives a guest its own IOMMU, for passthrough devices while the host keeps
+//! the physical one, and for devices the host emulates.
 //!
 //! # The job
 //!
-//! A guest writes the registers of an IOMMU, builds a device directory and first-stage page tables in its own memory,
-//! queues invalidation commands and reads faults. The host owns the real IOMMU, the second stage and the devices.
-//! [`VIommu`] stands between: it does to the guest's structures what hardware would do, and gives the host's driver
-//! orders that name only what the host itself handed in.
+//! A guest writes the registers of an IOMMU, builds a device directory and page tables in its own memory, queues
+//! invalidation commands and reads faults. The host owns the real IOMMU, the second stage and the devices. [`VIommu`]
+//! stands between: it does to the guest's structures what hardware would do. For passthrough devices it gives the
+//! host's driver orders that name only what the host itself handed in; for emulated ones it says where each access
+//! goes, or records a fault.
 //!
 //! ```text
 //! guest driver ──MMIO──► read / write ─► regs ─► cmdq ─► ddt ─► nest ─► orders ──► physical IOMMU (host driver)
-//! guest memory ◄──── GuestMemory::load / store ◄──────────────────┘     first stage: guest's, nested
-//! guest's fault queue, MSI or wire ◄── report_fault ◄── physical FQ     second stage: host's
+//! guest memory ◄── GuestMemory::load / store / compare_exchange ◄─┤       first stage: guest's, nested
+//! guest's fault queue, MSI or wire ◄──┬── report_fault ◄── physical FQ    second stage: host's
+//!                                     └── fault ◄────────────────┤
+//! emulated device ──► translate / pieces ─► ddt ─► pdt ─► pt ─► msi ──► address: the device model makes the access
 //! ```
 //!
 //! # Layers
@@ -35,18 +39,20 @@
 //! # Address spaces
 //!
 //! [`Iova`] is an address a device uses. [`Gpa`] is an address in the physical address space of the VM that drives the
-//! vIOMMU, what the specification calls an SPA; to the host it is not a physical address. Host-physical addresses do
-//! not occur.
+//! vIOMMU, what the specification calls an SPA; to the host it is not a physical address. [`NestedGpa`] is what the
+//! specification calls a GPA: the physical address space of a VM of the guest's own, which only a guest with a second
+//! stage has. Host-physical addresses do not occur.
 //!
 //! # Promises
 //!
 //! * No word a guest wrote, no GSCID and no guest `device_id` reaches [`PhysicalIommu`]: orders are typed, over
 //!   handles the host attached.
-//! * `cqh` passes an IOFENCE.C, and `ddtp.busy` clears, only after every order before it is complete on hardware. A
-//!   device whose context the guest made invalid is blocked by then. (A host that refuses to invalidate is the
-//!   exception: see [`Health::Degraded`].)
+//! * `cqh` passes an IOFENCE.C, and `ddtp.busy` clears, only after every order before it is complete on hardware and
+//!   DMA of emulated devices that uses older translations [is done](backend#dma-of-emulated-devices). A device whose
+//!   context the guest made invalid is blocked by then. (A host that refuses to invalidate is the exception: see
+//!   [`Health::Degraded`].)
 //! * No guest input panics, spins or allocates; work for each call is bounded by [`Config::with_budget`], and what is
-//!   left goes on in [`VIommu::run`].
+//!   left goes on in [`VIommu::run`]. A translation is bounded by the levels of the guest's tables.
 //! * Each record is read once and decided on as a copy.
 //! * Nothing a guest can trigger is logged louder than `debug`.
 //!
@@ -54,8 +60,9 @@
 //!
 //! # First contact
 //!
-//! Implement the three traits of [`backend`], where a complete small host is, then follow `examples/quickstart.rs`. A
-//! host with registers, page tables and guests that run is `examples/hypervisor`.
+//! Implement the three traits of [`backend`], where a complete small host is, then follow `examples/quickstart.rs` for
+//! passthrough or `examples/dma_engine.rs` for emulated devices. A host with registers, page tables and guests that run
+//! is `examples/hypervisor`.
 #![no_std]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -8,8 +8,8 @@ pub enum Progress {
     /// Nothing is left.
     Idle,
     /// The physical side has to finish first, or an emulated device. Call [`run`](crate::VIommu::run) at the next exit,
-    /// [`fence_done`](crate::VIommu::fence_done) when a pending fence is done, and deliver every
-    /// [`next_message`](crate::VIommu::next_message).
+    /// [`fence_done`](crate::VIommu::fence_done) when a pending fence is done, [`drained`](crate::VIommu::drained) when
+    /// DMA is, and deliver every [`next_message`](crate::VIommu::next_message).
     Waiting,
     /// The budget of this call is used up. Call [`run`](crate::VIommu::run) before the vCPU blocks.
     Runnable,

@@ -28,16 +28,23 @@ use crate::translate::Caches;
 
 /// A virtual RISC-V IOMMU for one guest.
 ///
-/// `B` is the host ([`Backend`]), `DEVICES` the most passthrough devices that can be attached at a time, and the most
-/// emulated ones, `BATCH` the most invalidations that are held back to go out together, `CACHE` the
-/// most contexts and translations of each kind that are remembered for emulated devices (0: none), `ITAGS` the most ATS
-/// invalidations, 1 to 32, that emulated devices have not completed.
+/// | parameter | what it is | default |
+/// |---|---|---|
+/// | `B` | the host: [`Backend`] | |
+/// | `DEVICES` | passthrough devices that can be attached at a time, and as many emulated ones | 16 |
+/// | `BATCH` | invalidations for the physical side that are held back to go out together | 16 |
+/// | `CACHE` | contexts and translations, of each kind, remembered for emulated devices; 0: none | 0 |
+/// | `ITAGS` | ATS invalidations that emulated devices have not completed, 1 to 32 | 2 |
 ///
 /// Calls that can leave work behind return a [`Progress`]: [`Runnable`](Progress::Runnable) asks for [`run`](Self::run)
 /// before the vCPU goes on or blocks, [`Waiting`](Progress::Waiting) for [`fence_done`](Self::fence_done) when the
-/// hardware is done and, in case the host was [`Busy`](crate::OrderError::Busy), for `run` at every exit or from a
-/// timer. The vCPU goes on meanwhile, with two exceptions: after [`reset`](Self::reset) the guest does not run before
-/// the progress is [`Idle`](Progress::Idle), and after [`shutdown`](Self::shutdown) the vIOMMU is not dropped before.
+/// hardware is done, for [`drained`](Self::drained) when DMA of emulated devices is and, in case the host was
+/// [`Busy`](crate::OrderError::Busy), for `run` at every exit or from a timer. The vCPU goes on meanwhile, with two
+/// exceptions: after [`reset`](Self::reset) the guest does not run before the progress is [`Idle`](Progress::Idle), and
+/// after [`shutdown`](Self::shutdown) the vIOMMU is not dropped before.
+///
+/// DMA of a device the host emulates goes through [`translate`](Self::translate) and [`pieces`](Self::pieces), which
+/// need no [`run`](Self::run): they answer at once.
 ///
 /// ```
 /// # use riscv_viommu::mock::{Hardware, Memory, Physical, Wires};
@@ -211,7 +218,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
 
     /// Takes a device from the guest. A passthrough device is blocked, invalidated, fenced and released: done when the
     /// progress is [`Idle`](Progress::Idle); until then the id stays in use. Of an emulated device everything under way
-    /// is forgotten, and its model has stopped using translations.
+    /// is forgotten at once; its model has stopped using translations before.
     ///
     /// # Errors
     /// [`DetachError`] if there is no such device.

@@ -65,7 +65,8 @@ pub enum Applied {
     Blocked,
 }
 
-/// What is to be dropped from the physical IOMMU's caches, all within this VM's own GSCID.
+/// What is to be dropped from the physical IOMMU's caches, all within this VM's own GSCID; and, with the guest's ids
+/// for devices, from what a host remembers for emulated ones ([`GuestMemory::unmapped`](super::GuestMemory::unmapped)).
 ///
 /// A driver that meets a variant it does not know does as for [`Everything`](Self::Everything).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -17,7 +17,8 @@ use crate::progress::Progress;
 impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>
     VIommu<B, DEVICES, BATCH, CACHE, ITAGS>
 {
-    /// Gives the guest a device as `id` that the host emulates.
+    /// Gives the guest a device as `id` that the host emulates. Its model presents the attachment with every
+    /// [`Request`](crate::Request).
     ///
     /// # Errors
     /// [`AttachError`]; the device is then not attached.
