@@ -271,7 +271,8 @@ pub trait GuestMemory {
     }
 
     /// Whether every DMA of an emulated device that uses a [`Translation`](crate::Translation) of epoch `upto` or an
-    /// older one is done, its stores visible to the guest.
+    /// older one is done, its stores visible to the guest. One that is going to use such a translation and has not begun
+    /// is not done.
     ///
     /// Called before the guest is told that an invalidation, or a fence for reads or writes, is complete; and by
     /// [`attach_emulated`](crate::VIommu::attach_emulated) with an epoch that nothing has, which has no consequence but
