@@ -102,7 +102,8 @@ impl Request {
 pub struct Translation {
     /// What the first byte goes to.
     pub target: Target,
-    /// So many bytes from the requested address on lie behind each other there; at most as many as were asked for.
+    /// So many bytes from the requested address on lie behind each other there; at most as many as were asked for. The
+    /// guest may lead them up to the last byte of the 64-bit space: the address behind them need not exist.
     pub length: u64,
     /// The naturally aligned power of two of bytes around the address that is translated alike.
     pub size: u64,
