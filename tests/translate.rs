@@ -815,3 +815,18 @@ fn the_registers_are_little_endian_whatever_the_tables_are() {
     assert_eq!((rig.read8(0), rig.read8(DDTP)), (before, ddtp), "EDN-04");
     assert_eq!(rig.iommu.read(8, Width::U32) & 1, 1, "EDN-04");
 }
+
+#[test]
+fn a_table_that_two_devices_read_in_different_orders_is_read_in_either() {
+    let mut rig = DmaRig::<8>::new(everything());
+    let table = PageTable::first_stage(&rig.memory, FirstStageMode::Sv39);
+    table.map(IOVA, 0x8765_4000, 0, pte::RW);
+    let other = rig.iommu.attach_emulated(DeviceId::truncate(1), DevicePolicy::default()).expect("there is room");
+    rig.set_context(&[V, 0, 7 << 12, table.iosatp()]);
+    // SBE.
+    rig.directory.set(DeviceId::truncate(1), &[V | 1 << 10, 0, 7 << 12, table.iosatp()]);
+    for device in [rig.device, other, rig.device] {
+        let found = rig.address(Request::read(device, Iova::new(IOVA)));
+        assert!(matches!(found, Ok(0x8765_4000) | Err(5 | 13)), "EDN-08: {found:x?}");
+    }
+}
