@@ -13,7 +13,7 @@ use riscv_viommu::mock::guest::{Iofence, inval_ddt};
 use riscv_viommu::mock::tables::{Directory, PageTable, ProcessDirectory, bare, pte};
 use riscv_viommu::{
     AtsCompletion, AtsRequest, Attachment, Capabilities, DeviceId, DevicePolicy, FirstStageMode, Gpa, Gscid, Gxl, Iova,
-    Pbmt, ProcessId, Request, SecondStageMode, Target, TranslateError, Width,
+    Pbmt, ProcessId, Request, SecondStageMode, Target, TransactionType, TranslateError, Width,
 };
 
 const IOVA: u64 = 0x20_0040_3000;
@@ -828,5 +828,22 @@ fn a_table_that_two_devices_read_in_different_orders_is_read_in_either() {
     for device in [rig.device, other, rig.device] {
         let found = rig.address(Request::read(device, Iova::new(IOVA)));
         assert!(matches!(found, Ok(0x8765_4000) | Err(5 | 13)), "EDN-08: {found:x?}");
+    }
+}
+
+// Transactions that are none.
+
+#[test]
+fn a_message_or_ats_request_is_not_translated_as_a_read_where_it_is_not_enabled() {
+    let mut rig = DmaRig::<0>::new(everything());
+    rig.set_context(&[V]);
+    for ddtp in [0, 1, rig.directory.ddtp()] {
+        set_ddtp(&mut rig, ddtp);
+        for access in [TransactionType::AtsTranslationRequest, TransactionType::MessageRequest] {
+            let mut request = Request::read(rig.device, Iova::new(IOVA));
+            request.access = access;
+            let found = rig.translate(request);
+            assert!(found.is_err(), "TR-02, TR-03, TR-08, TR-22: {access:?} is {found:?}");
+        }
     }
 }
