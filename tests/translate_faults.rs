@@ -14,13 +14,15 @@
 mod dma_rig;
 
 use dma_rig::{DEVICE, DmaRig, everything};
-use riscv_viommu::mock::Memory;
-use riscv_viommu::mock::guest::Iofence;
-use riscv_viommu::mock::guest::register::{CQB, CQCSR, DDTP, FIP, FQB, FQCSR, IPSR, MEMORY_FAULT};
+use riscv_viommu::mock::guest::register::{
+    CIP, CQB, CQCSR, CQT, DDTP, FIP, FQB, FQCSR, FQT, IPSR, MEMORY_FAULT, MSI_CFG_TBL,
+};
+use riscv_viommu::mock::guest::{FaultRing, Iofence};
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory, pte};
+use riscv_viommu::mock::{Memory, Wires};
 use riscv_viommu::{
-    Capabilities, Config, DeviceId, FirstStageMode, Gpa, Gscid, Gxl, Iova, MemoryFault, ProcessId, Request,
-    SecondStageMode, Target, TranslateError,
+    Capabilities, Config, DeviceId, FirstStageMode, Gpa, Gscid, Gxl, InterruptKinds, Iova, MemoryFault, NoPhysical,
+    Parts, ProcessId, Request, SecondStageMode, Target, TranslateError, VIommu, Width,
 };
 
 const V: u64 = 1;
@@ -104,7 +106,7 @@ impl Structure {
 
     const fn rules(self) -> &'static str {
         match self {
-            Self::Ddt => "TR-07, DDT-11, DDT-12, DDT-13, DDT-15, FLT-01, FR-13",
+            Self::Ddt => "TR-07, DDT-11, DDT-12, DDT-13, FLT-01, FR-13",
             Self::Pdt => "TR-15, PDT-07, PDT-08, PC-01, FLT-02, PCK-01",
             Self::SecondForPdt(_) => "PDT-06, PDT-10, PDT-11, FLT-03, FR-08",
             Self::First => "TR-18, S1-08, S1-09, FLT-04",
@@ -755,4 +757,36 @@ fn a_queue_that_fails_says_so_itself() {
         assert_eq!(rig.read(CQCSR) & MEMORY_FAULT, MEMORY_FAULT, "FLT-09");
         assert_eq!(rig.take_faults(), [[0; 4]; 0], "FLT-09: it is no transaction's fault");
     }
+}
+
+#[test]
+fn an_interrupt_that_can_not_be_sent_is_no_devices_fault() {
+    let memory = Memory::new();
+    let parts = Parts { memory: memory.clone(), interrupts: Wires::new(InterruptKinds::Msi), physical: NoPhysical };
+    let mut iommu: VIommu<_, 1, 1> = VIommu::new(parts);
+    assert_eq!(iommu.start(&Config::emulated()), Ok(()));
+    let mut faults = FaultRing::new(&memory, 4, Gpa::new(0x9100_0000));
+    memory.map(Gpa::new(0x9000_0000), 4096);
+    // Vector 0 goes to where there is no memory, for every cause of an interrupt.
+    let at = 0x7000_0000;
+    for (offset, width, value) in [
+        (MSI_CFG_TBL, Width::U64, at),
+        (MSI_CFG_TBL + 8, Width::U32, 1),
+        (MSI_CFG_TBL + 12, Width::U32, 0),
+        (FQB, Width::U64, faults.fqb()),
+        (FQCSR, Width::U32, 1),
+        (CQB, Width::U64, 0x9000_0000 >> 2),
+        // cqen and cie.
+        (CQCSR, Width::U32, 3),
+        // A command of zeros but for a reserved opcode.
+        (CQT, Width::U32, 1),
+    ] {
+        if offset == CQT {
+            memory.write(Gpa::new(0x9000_0000), 0x7f);
+        }
+        let _ = iommu.write(offset, width, value);
+    }
+    assert_eq!(iommu.read(IPSR, Width::U32) & CIP, CIP);
+    // TTYP, DID, PV, PID and PRIV are 0.
+    assert_eq!(faults.take(iommu.read(FQT, Width::U32)), [[273, 0, at, 0]], "FLT-11, FR-06, FR-14");
 }
