@@ -847,3 +847,16 @@ fn a_message_or_ats_request_is_not_translated_as_a_read_where_it_is_not_enabled(
         }
     }
 }
+
+#[test]
+fn only_reads_and_writes_are_translated_as_such() {
+    let mut rig = DmaRig::<0>::new(everything());
+    // EN_ATS, EN_PRI.
+    rig.set_context(&[V | EN_ATS | 1 << 2]);
+    for access in [TransactionType::AtsTranslationRequest, TransactionType::MessageRequest] {
+        let mut request = Request::read(rig.device, Iova::new(IOVA));
+        request.access = access;
+        let found = rig.translate(request);
+        assert!(found.is_err(), "TR-22: {access:?} is {found:?}");
+    }
+}
