@@ -540,3 +540,17 @@ fn a_context_is_the_old_or_the_new_one_until_it_is_invalidated() {
     let _ = world.rig.run([inval_pdt(device, process(5))]);
     assert_eq!(world.rig.address(request), Ok(IOVA), "UPD-02, UPD-03, DIR-03");
 }
+
+#[test]
+fn of_two_tables_with_one_tag_either_may_be_used() {
+    // PC-08 leaves it open which.
+    let mut world = World::<8>::new(1, 0);
+    let other = 0x1_2345_6000;
+    let _ = world.map(1, V | 7 << 12, pte::RW);
+    world.map(2, V | 7 << 12, pte::RW).map(IOVA, other, 0, pte::RW);
+    for pid in [1, 2, 1] {
+        let request = world.read_of(pid);
+        let found = world.rig.address(request);
+        assert!(found == Ok(TO | 0xabc) || found == Ok(other | 0xabc), "{found:x?}");
+    }
+}

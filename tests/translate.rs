@@ -13,7 +13,7 @@ use riscv_viommu::mock::guest::{Iofence, inval_ddt};
 use riscv_viommu::mock::tables::{Directory, PageTable, ProcessDirectory, bare, pte};
 use riscv_viommu::{
     AtsCompletion, AtsRequest, Attachment, Capabilities, DeviceId, DevicePolicy, FirstStageMode, Gpa, Gscid, Gxl, Iova,
-    Pbmt, ProcessId, Request, SecondStageMode, Target, TranslateError, Width,
+    Pbmt, ProcessId, Request, SecondStageMode, Target, TransactionType, TranslateError, Width,
 };
 
 const IOVA: u64 = 0x20_0040_3000;
@@ -814,4 +814,49 @@ fn the_registers_are_little_endian_whatever_the_tables_are() {
     rig = rig.with_fctl(1);
     assert_eq!((rig.read8(0), rig.read8(DDTP)), (before, ddtp), "EDN-04");
     assert_eq!(rig.iommu.read(8, Width::U32) & 1, 1, "EDN-04");
+}
+
+#[test]
+fn a_table_that_two_devices_read_in_different_orders_is_read_in_either() {
+    let mut rig = DmaRig::<8>::new(everything());
+    let table = PageTable::first_stage(&rig.memory, FirstStageMode::Sv39);
+    table.map(IOVA, 0x8765_4000, 0, pte::RW);
+    let other = rig.iommu.attach_emulated(DeviceId::truncate(1), DevicePolicy::default()).expect("there is room");
+    rig.set_context(&[V, 0, 7 << 12, table.iosatp()]);
+    // SBE; EDN-08 leaves it open which order counts.
+    rig.directory.set(DeviceId::truncate(1), &[V | 1 << 10, 0, 7 << 12, table.iosatp()]);
+    for device in [rig.device, other, rig.device] {
+        let found = rig.address(Request::read(device, Iova::new(IOVA)));
+        assert!(matches!(found, Ok(0x8765_4000) | Err(5 | 13)), "{found:x?}");
+    }
+}
+
+// Transactions that are none.
+
+#[test]
+fn a_message_or_ats_request_is_not_translated_as_a_read_where_it_is_not_enabled() {
+    let mut rig = DmaRig::<0>::new(everything());
+    rig.set_context(&[V]);
+    for ddtp in [0, 1, rig.directory.ddtp()] {
+        set_ddtp(&mut rig, ddtp);
+        for access in [TransactionType::AtsTranslationRequest, TransactionType::MessageRequest] {
+            let mut request = Request::read(rig.device, Iova::new(IOVA));
+            request.access = access;
+            let found = rig.translate(request);
+            assert!(found.is_err(), "TR-02, TR-03, TR-08, TR-22: {access:?} is {found:?}");
+        }
+    }
+}
+
+#[test]
+fn only_reads_and_writes_are_translated_as_such() {
+    let mut rig = DmaRig::<0>::new(everything());
+    // EN_ATS, EN_PRI.
+    rig.set_context(&[V | EN_ATS | 1 << 2]);
+    for access in [TransactionType::AtsTranslationRequest, TransactionType::MessageRequest] {
+        let mut request = Request::read(rig.device, Iova::new(IOVA));
+        request.access = access;
+        let found = rig.translate(request);
+        assert!(found.is_err(), "TR-22: {access:?} is {found:?}");
+    }
 }

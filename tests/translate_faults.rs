@@ -14,12 +14,15 @@
 mod dma_rig;
 
 use dma_rig::{DEVICE, DmaRig, everything};
-use riscv_viommu::mock::Memory;
-use riscv_viommu::mock::guest::register::DDTP;
+use riscv_viommu::mock::guest::register::{
+    CIP, CQB, CQCSR, CQT, DDTP, FIP, FQB, FQCSR, FQT, IPSR, MEMORY_FAULT, MSI_CFG_TBL,
+};
+use riscv_viommu::mock::guest::{FaultRing, Iofence};
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory, pte};
+use riscv_viommu::mock::{Memory, Wires};
 use riscv_viommu::{
-    Capabilities, Config, DeviceId, FirstStageMode, Gpa, Gscid, Gxl, Iova, MemoryFault, ProcessId, Request,
-    SecondStageMode,
+    Capabilities, Config, DeviceId, FirstStageMode, Gpa, Gscid, Gxl, InterruptKinds, Iova, MemoryFault, NoPhysical,
+    Parts, ProcessId, Request, SecondStageMode, Target, TranslateError, VIommu, Width,
 };
 
 const V: u64 = 1;
@@ -425,7 +428,11 @@ fn a_walk_reads_each_entry_once_and_in_the_order_of_the_process() {
         world.rig.forget_accesses();
         for access in [READ, WRITE, EXECUTE] {
             world.succeeds(access, "TR-17, TR-20, TR-21");
-            assert_eq!(world.rig.memory.take_loads(), expected, "TR-05 to TR-20, DDT-17, VT-14, PTE-10: {shape:?}");
+            assert_eq!(
+                world.rig.memory.take_loads(),
+                expected,
+                "TR-05 to TR-20, DDT-17, VT-14, UPD-01, PTE-10: {shape:?}"
+            );
             assert_eq!(world.rig.memory.take_events(), [], "AD-01: nothing to update");
         }
     }
@@ -660,4 +667,126 @@ fn a_directory_root_where_nothing_can_be_read_is_an_access_fault() {
         world.rig.write8(DDTP, page << 10 | 4);
         world.fails(WRITE, (257, 0), "DDT-14, VT-15, FR-03, FR-04");
     }
+}
+
+// What is beyond the tables.
+
+/// A device whose page at 0x28000000 is one of an interrupt file, with the entry for it, and its message.
+fn with_message(dwords: [u64; 2]) -> (DmaRig, Gpa, Request) {
+    let rig = DmaRig::new(everything());
+    let second = PageTable::second_stage(&rig.memory, SecondStageMode::Sv39x4);
+    let table = rig.memory.allocate(1);
+    rig.memory.write_words(table, &dwords);
+    // msiptp Flat, no bit masked, and the page 0x28000 (DC-27 to DC-29).
+    let iohgatp = second.iohgatp(Gscid::truncate(GSCID));
+    rig.set_context(&[V, iohgatp, 0, 0, 1 << 60 | table.get() >> 12, 0, 0x2_8000]);
+    let request = Request::message(rig.device, Iova::new(0x2800_0000), 0x42);
+    (rig, table, request)
+}
+
+/// The record of a write to 0x28000000.
+fn of_message(cause: u64) -> [u64; 4] {
+    [cause | 3 << 34 | u64::from(DEVICE) << 40, 0, 0x2800_0000, 0]
+}
+
+#[test]
+fn an_msi_entry_that_can_not_be_read_has_causes_of_its_own() {
+    // V, basic mode.
+    let (mut rig, entry, request) = with_message([0x3_2123 << 10 | 7, 0]);
+    for (cause, fault) in [(261, MemoryFault::Access), (270, MemoryFault::Corruption)] {
+        for dword in [0, 8] {
+            rig.memory.fail(Gpa::new(entry.get() + dword), 8, fault);
+            assert_eq!(rig.address(request), Err(cause), "FLT-07, MSI-07");
+            assert_eq!(rig.take_fault(), of_message(cause.into()), "FLT-07, FR-01");
+            rig.memory.clear_failures();
+        }
+    }
+    assert_eq!(rig.address(request), Ok(0x3212_3000), "FLT-07");
+}
+
+#[test]
+fn an_interrupt_file_in_memory_that_can_not_be_written_has_causes_of_its_own() {
+    let (file, notice) = (Gpa::new(0x9800_0000), Gpa::new(0x9900_0000));
+    // V, MRIF mode, address bits 55:9 in 53:7; NID 5, NPPN in 53:10 (MSI-09).
+    let entry = [3 | file.get() >> 9 << 7, 5 | notice.get() >> 12 << 10];
+    let (mut rig, _, request) = with_message([entry[0], entry[1]]);
+    rig.memory.map(file, 4096);
+    rig.memory.map(notice, 4096);
+    // Identity 0x42: bit 2 of the pending word of the second pair (MRIF-05).
+    let word = Gpa::new(file.get() + 16);
+    for (cause, fault) in [(264, MemoryFault::Access), (271, MemoryFault::Corruption)] {
+        rig.memory.fail_stores(word, 8, fault);
+        rig.memory.fail(word, 8, fault);
+        let found = rig.translate(request).expect_err("it can not be stored");
+        assert!(matches!(found, TranslateError::Fault(found) if found.code() == cause), "FLT-08, MRIF-09: {found}");
+        assert_eq!(rig.take_fault(), of_message(cause.into()), "FLT-08, FR-01");
+        rig.memory.clear_failures();
+    }
+    assert_eq!(rig.translate(request).map(|found| found.target), Ok(Target::Mrif), "FLT-08");
+    assert_eq!(rig.memory.read(word), 1 << 2, "VT-12: in the memory of the guest, and nowhere else");
+    assert_eq!(rig.memory.read(notice), 5, "VT-12");
+}
+
+#[test]
+fn a_queue_that_fails_says_so_itself() {
+    let mut rig = DmaRig::<0>::new(everything());
+    for fault in [MemoryFault::Access, MemoryFault::Corruption] {
+        let at = Gpa::new((rig.read8(FQB) & !0x3ff) << 2);
+        rig.memory.fail_stores(at, 0x2000, fault);
+        assert_eq!(rig.address(Request::read(rig.device, Iova::new(0x1000))), Err(258), "FLT-10");
+        assert_eq!(rig.read(FQCSR) & MEMORY_FAULT, MEMORY_FAULT, "FLT-10, FR-10");
+        assert_eq!(rig.take_faults(), [[0; 4]; 0], "FLT-10, FR-09, FR-10: fqt stays");
+        rig.memory.clear_failures();
+        rig.write(FQCSR, MEMORY_FAULT | 1);
+        // The fault interrupt, where it is enabled.
+        rig.write(FQCSR, 3);
+        assert_eq!(rig.address(Request::read(rig.device, Iova::new(0x1000))), Err(258), "FR-09");
+        assert_eq!(rig.take_faults().len(), 1, "FR-09");
+        assert_eq!(rig.read(IPSR) & FIP, FIP, "FR-11");
+        rig.write(FQCSR, 1);
+        rig.write(IPSR, FIP);
+        assert_eq!(rig.address(Request::read(rig.device, Iova::new(0x2000))), Err(258), "FR-11");
+        assert_eq!(rig.read(IPSR) & FIP, 0, "FR-11: fie = 0");
+        let _ = rig.take_faults();
+    }
+    for fault in [MemoryFault::Access, MemoryFault::Corruption] {
+        let mut rig = DmaRig::<0>::new(everything());
+        let at = Gpa::new((rig.read8(CQB) & !0x3ff) << 2);
+        rig.memory.fail(at, 16, fault);
+        let _ = rig.run([Iofence::PLAIN.encode()]);
+        assert_eq!(rig.read(CQCSR) & MEMORY_FAULT, MEMORY_FAULT, "FLT-09");
+        assert_eq!(rig.take_faults(), [[0; 4]; 0], "FLT-09: it is no transaction's fault");
+    }
+}
+
+#[test]
+fn an_interrupt_that_can_not_be_sent_is_no_devices_fault() {
+    let memory = Memory::new();
+    let parts = Parts { memory: memory.clone(), interrupts: Wires::new(InterruptKinds::Msi), physical: NoPhysical };
+    let mut iommu: VIommu<_, 1, 1> = VIommu::new(parts);
+    assert_eq!(iommu.start(&Config::emulated()), Ok(()));
+    let mut faults = FaultRing::new(&memory, 4, Gpa::new(0x9100_0000));
+    memory.map(Gpa::new(0x9000_0000), 4096);
+    // Vector 0 goes to where there is no memory, for every cause of an interrupt.
+    let at = 0x7000_0000;
+    for (offset, width, value) in [
+        (MSI_CFG_TBL, Width::U64, at),
+        (MSI_CFG_TBL + 8, Width::U32, 1),
+        (MSI_CFG_TBL + 12, Width::U32, 0),
+        (FQB, Width::U64, faults.fqb()),
+        (FQCSR, Width::U32, 1),
+        (CQB, Width::U64, 0x9000_0000 >> 2),
+        // cqen and cie.
+        (CQCSR, Width::U32, 3),
+        // A command of zeros but for a reserved opcode.
+        (CQT, Width::U32, 1),
+    ] {
+        if offset == CQT {
+            memory.write(Gpa::new(0x9000_0000), 0x7f);
+        }
+        let _ = iommu.write(offset, width, value);
+    }
+    assert_eq!(iommu.read(IPSR, Width::U32) & CIP, CIP);
+    // TTYP, DID, PV, PID and PRIV are 0.
+    assert_eq!(faults.take(iommu.read(FQT, Width::U32)), [[273, 0, at, 0]], "FLT-11, FR-06, FR-14");
 }
