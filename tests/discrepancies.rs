@@ -223,9 +223,10 @@ fn an_answer_without_permissions_tells_nothing_else() {
     nested.processes.set(PROCESS, [7, nested.first.iosatp()]);
     let good = nested.answer(&nested.ask(IOVA).with_process(PROCESS, true));
     assert_eq!((good.address, good.read, good.global), (OUTPUT, true, true));
-    // Page fault, guest-page fault, MSI entry not valid, and a user page to be executed by a supervisor.
+    // Page fault, guest-page fault, a page that can only be executed, and an MSI entry that is not valid.
     nested.first.map(IOVA + 0x2000, PAGE + 0x5000, 0, pte::RW);
-    for iova in [IOVA + 0x1000, IOVA + 0x2000, MESSAGES + 0x2000] {
+    nested.first.map(IOVA + 0x3000, PAGE, 0, pte::V | pte::X | pte::G | pte::A | pte::D);
+    for iova in [IOVA + 0x1000, IOVA + 0x2000, IOVA + 0x3000, MESSAGES + 0x2000] {
         let answer = nested.answer(&ask(&nested, iova));
         assert_eq!((answer.address, answer.napot()), (0, (0, false)), "DX-24, ATS-04, VT-09: {iova:#x}");
         let bits = [answer.read, answer.write, answer.execute, answer.privileged, answer.global];
