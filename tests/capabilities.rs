@@ -3,13 +3,7 @@
 //!
 //! Rule IDs are those of the register rules.
 
-#![expect(
-    clippy::arithmetic_side_effects,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "small numbers, and a failure is a finding"
-)]
+#![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a failure is a finding")]
 
 #[allow(dead_code, reason = "shared by several files of tests, each of which needs a part of it")]
 mod common;

@@ -39,8 +39,8 @@ fn page_request(number: u32) -> PageRequest {
 
 /// A page-request queue of 2^`log2` entries that is on.
 fn with_page_requests<const CACHE: usize>(rig: &mut DmaRig<CACHE>, log2: u8) {
-    let mut ring = PageRequestRing::new(&rig.memory, log2, PAGES);
-    rig.write8(PQB, ring.pqb());
+    let mut requests = PageRequestRing::new(&rig.memory, log2, PAGES);
+    rig.write8(PQB, requests.pqb());
     rig.write(PQCSR, ENABLE);
     assert_eq!(rig.read(PQCSR), ON | ENABLE);
     rig.forget_accesses();
@@ -150,7 +150,7 @@ impl Processes {
         for (device, id) in [DEVICE, OTHER].into_iter().enumerate() {
             for process in 0..2 {
                 let table = &processes.tables[device][process];
-                table.map(IOVA, processes.page(device, process), 0, pte::RW);
+                table.map(IOVA, Self::page(device, process), 0, pte::RW);
                 // PSCIDs 1 to 4 in 31:12.
                 let pscid = u64::try_from(1 + 2 * device + process).expect("small");
                 let number = ProcessId::truncate(u32::try_from(process).expect("small"));
@@ -164,7 +164,7 @@ impl Processes {
         processes
     }
 
-    fn page(&self, device: usize, process: usize) -> u64 {
+    fn page(device: usize, process: usize) -> u64 {
         let number = u64::try_from(2 * device + process).expect("small");
         OUTPUT + number * 0x1000
     }
@@ -175,7 +175,7 @@ impl Processes {
         let attachment = if device == 0 { self.rig.device } else { self.other };
         let number = ProcessId::truncate(u32::try_from(process).expect("small"));
         let request = Request::read(attachment, Iova::new(IOVA)).with_process(number, false);
-        assert_eq!(self.rig.address(request), Ok(self.page(device, process)));
+        assert_eq!(self.rig.address(request), Ok(Self::page(device, process)));
         let loads = self.rig.memory.take_loads();
         let id = DeviceId::truncate(if device == 0 { DEVICE } else { OTHER });
         let context = self.rig.directory.entry_address(id);

@@ -481,7 +481,8 @@ fn a_message_that_fails_is_a_fault_record() {
     guest.write(CQCSR, BOTH_ENABLES);
     guest.write(entry(1), 0x7000_0124);
     guest.stop();
-    assert_eq!(guest.records(), [[273, 0, 0x7000_0124, 0]], "REG-MSI-15, FQ-30, FQ-33, FQ-55, FQ-60, FQ-C273, FLT-11");
+    let record = [273, 0, 0x7000_0124, 0];
+    assert_eq!(guest.records(), [record], "REG-MSI-15, FQ-30, FQ-33, FQ-55, FQ-60, FQ-C273, FLT-11, FR-06");
     assert_eq!((guest.read(IPSR), guest.messages()), (CIP, vec![]), "REG-MSI-15: still pending, the message is lost");
     guest.write(entry(1), file(1).get());
     let _ = guest.rig.iommu.run();
