@@ -223,9 +223,10 @@ fn an_answer_without_permissions_tells_nothing_else() {
     nested.processes.set(PROCESS, [7, nested.first.iosatp()]);
     let good = nested.answer(&nested.ask(IOVA).with_process(PROCESS, true));
     assert_eq!((good.address, good.read, good.global), (OUTPUT, true, true));
-    // Page fault, guest-page fault, MSI entry not valid, and a user page to be executed by a supervisor.
+    // Page fault, guest-page fault, a page that can only be executed, and an MSI entry that is not valid.
     nested.first.map(IOVA + 0x2000, PAGE + 0x5000, 0, pte::RW);
-    for iova in [IOVA + 0x1000, IOVA + 0x2000, MESSAGES + 0x2000] {
+    nested.first.map(IOVA + 0x3000, PAGE, 0, pte::V | pte::X | pte::G | pte::A | pte::D);
+    for iova in [IOVA + 0x1000, IOVA + 0x2000, IOVA + 0x3000, MESSAGES + 0x2000] {
         let answer = nested.answer(&ask(&nested, iova));
         assert_eq!((answer.address, answer.napot()), (0, (0, false)), "DX-24, ATS-04, VT-09: {iova:#x}");
         let bits = [answer.read, answer.write, answer.execute, answer.privileged, answer.global];
@@ -369,7 +370,7 @@ fn each_structure_has_its_byte_order() {
         nested.first.map(IOVA, PAGE, 0, pte::RW & !pte::A & !pte::D);
         nested.set_second(PAGE, pte::RW & !pte::A & !pte::D);
         let write = nested.write(IOVA).with_process(PROCESS, false);
-        assert_eq!(nested.rig.address(write), Ok(OUTPUT), "END-02, END-04, END-05: {be}, {sbe:#x}");
+        assert_eq!(nested.rig.address(write), Ok(OUTPUT), "END-02, END-04, END-05, PDT-14: {be}, {sbe:#x}");
         let first = nested.first.get(IOVA, 0);
         assert_eq!(first, PAGE >> 2 | pte::RW, "END-05, EDN-02, EDN-07: {be}, {sbe:#x}");
         let second = nested.second.get(PAGE, 0);
@@ -377,7 +378,7 @@ fn each_structure_has_its_byte_order() {
         // A directory in the other order is not read as one in its own.
         nested.set_tc((TC | sbe) ^ SBE);
         let read = nested.read(IOVA).with_process(PROCESS, false);
-        assert!(matches!(nested.rig.address(read), Err(265..=267 | 21)), "END-04: {be}, {sbe:#x}");
+        assert!(matches!(nested.rig.address(read), Err(265..=267 | 21)), "END-04, PDT-14: {be}, {sbe:#x}");
     }
 }
 

@@ -15,7 +15,7 @@ mod dma_rig;
 mod nested_guest;
 
 use dma_rig::DEVICE;
-use nested_guest::{DPE, DTF, EN_ATS, GADE, IOVA, MESSAGES, NOTICE, Nested, PAGE, PDTV, PROCESS, SADE, V};
+use nested_guest::{DPE, DTF, EN_ATS, GADE, IOVA, MESSAGES, NOTICE, Nested, OUTPUT, PAGE, PDTV, PROCESS, SADE, V};
 use proptest::prelude::*;
 use riscv_viommu::mock::Memory;
 use riscv_viommu::mock::guest::register::DDTP;
@@ -322,6 +322,41 @@ fn privilege_is_reported_as_it_was_requested() {
     let request = nested.read(IOVA).with_process(PROCESS, true);
     assert_eq!(nested.rig.address(request), Err(260), "FQ-C260");
     assert_eq!(nested.rig.take_fault()[0], head(260, 2) | 1 << 33, "FQ-32, FR-05");
+}
+
+// Whose addresses the pointers are.
+
+#[test]
+fn pointers_are_guest_physical_exactly_where_there_is_a_second_stage() {
+    // With PDTV the pointers of pdtp, of both levels below it, and of the process context; without it iosatp.
+    for (tc, missing) in [(TC, 265), (V | EN_ATS, 5)] {
+        let mut nested = Nested::<0>::new(tc);
+        let request = |nested: &Nested| match tc & PDTV {
+            0 => nested.read(IOVA),
+            _ => nested.read(IOVA).with_process(PROCESS, false),
+        };
+        // Pages that the pointers lead to, as the second stage is asked for them.
+        let mut pages = vec![nested.first.root(), nested.first.entry_address(IOVA, 1)];
+        if tc & PDTV != 0 {
+            pages.extend([nested.processes.root(), nested.processes.non_leaf_address(PROCESS, 1), process(&nested)]);
+        }
+        let entries: Vec<_> = pages.iter().map(|at| second(&nested, Nested::<0>::gpa(*at))).collect();
+        assert_eq!(nested.rig.address(request(&nested)), Ok(OUTPUT), "DC-26");
+        let loads = nested.rig.memory.take_loads();
+        let asked = entries.iter().filter(|entry| loads.iter().any(|(at, _)| at == *entry)).count();
+        assert_eq!(asked, entries.len(), "DC-26, PDT-06, S1-06: {loads:x?}");
+        // The same pointers without a second stage, and without an MSI page table, are addresses of the guest's memory.
+        let mut context = nested.context(tc);
+        (context[1], context[4]) = (0, 0);
+        nested.rig.set_context(&context);
+        assert_eq!(nested.rig.address(request(&nested)), Err(missing), "DC-26, PDT-15");
+        let loads = nested.rig.memory.take_loads();
+        assert!(!loads.iter().any(|(at, _)| entries.contains(at)), "DC-26");
+        // The last load is of the table that there is not.
+        let table = if tc & PDTV == 0 { nested.first.root() } else { nested.processes.root() };
+        let last = loads.last().map(|(at, _)| at.get() & !0xfff);
+        assert_eq!(last, Some(Nested::<0>::gpa(table)), "DC-26");
+    }
 }
 
 // What a guest-page fault says of where it was: iotval2.

@@ -317,6 +317,38 @@ fn two_causes_that_rise_at_once_send_a_message_each() {
 // Messages.
 
 #[test]
+fn each_cause_has_its_own_enable_and_the_monitor_its_overflow_bit() {
+    // iohpmcycles is at 96, its OF bit 63, which is also where the counter overflows; pmip is bit 2.
+    let (cycles, pmip) = (96, 4);
+    let mut rig = Rig::start(Config::emulated().with_counters(1).with_vectors(4), InterruptKinds::Msi);
+    rig.memory.interrupt_page(file(3));
+    rig.write8(ICVEC, 0x300);
+    rig.write8(entry(3), file(3).get());
+    rig.write(entry(3) + 8, 0x43);
+    // Nothing is on, and cie and fie are 0.
+    let mut commands = rig.command_queue(3, ENABLE);
+    rig.write(CQT, commands.push(ILLEGAL));
+    rig.forget_accesses();
+    let posts = |rig: &Rig| rig.memory.take_posts().iter().map(|(at, data, _)| (*at, *data)).collect::<Vec<_>>();
+    rig.write8(cycles, (1 << 63) - 1);
+    let _ = rig.iommu.add_cycles(1);
+    assert_eq!((rig.read(IPSR), posts(&rig)), (pmip, vec![message(3)]), "IRQ-15, IRQ-03: no enable holds it back");
+    // OF is 1 as long as the guest leaves it, and as long that is all.
+    rig.write(IPSR, pmip);
+    for _ in 0..2 {
+        rig.write8(cycles, u64::MAX);
+        let _ = rig.iommu.add_cycles(1);
+        assert_eq!((rig.read(IPSR), posts(&rig)), (0, vec![]), "IRQ-15");
+    }
+    rig.write8(cycles, (1 << 63) - 1);
+    let _ = rig.iommu.add_cycles(1);
+    assert_eq!((rig.read(IPSR), posts(&rig)), (pmip, vec![message(3)]), "IRQ-15");
+    // The error of the command queue was there all the time: its enable is its own, and the only one.
+    rig.write(CQCSR, BOTH_ENABLES);
+    assert_eq!(rig.read(IPSR), pmip | CIP, "IRQ-15");
+}
+
+#[test]
 fn a_masked_message_is_sent_once_when_the_mask_goes() {
     let mut guest = Guest::with_messages().enabled();
     guest.mask(1, true);
@@ -449,7 +481,8 @@ fn a_message_that_fails_is_a_fault_record() {
     guest.write(CQCSR, BOTH_ENABLES);
     guest.write(entry(1), 0x7000_0124);
     guest.stop();
-    assert_eq!(guest.records(), [[273, 0, 0x7000_0124, 0]], "REG-MSI-15, FQ-30, FQ-33, FQ-55, FQ-60, FQ-C273, FLT-11");
+    let record = [273, 0, 0x7000_0124, 0];
+    assert_eq!(guest.records(), [record], "REG-MSI-15, FQ-30, FQ-33, FQ-55, FQ-60, FQ-C273, FLT-11, FR-06");
     assert_eq!((guest.read(IPSR), guest.messages()), (CIP, vec![]), "REG-MSI-15: still pending, the message is lost");
     guest.write(entry(1), file(1).get());
     let _ = guest.rig.iommu.run();

@@ -16,8 +16,8 @@ use riscv_viommu::mock::guest::register::{
 use riscv_viommu::mock::guest::{Iofence, inval_ddt};
 use riscv_viommu::mock::{Event, tables};
 use riscv_viommu::{
-    Attachment, Capabilities, Cause, Config, ConfigError, FenceOutcome, Gpa, Gxl, HostFault, InterruptKinds, Iova,
-    MemoryFault, Post, Progress, TransactionType, Width,
+    Attachment, Capabilities, Cause, Config, ConfigError, DeviceId, FenceOutcome, Gpa, Gxl, HostFault, InterruptKinds,
+    Iova, MemoryFault, Post, Progress, TransactionType, Width,
 };
 
 const ALL_ONES: u64 = u64::MAX;
@@ -180,6 +180,41 @@ fn every_half_write_has_the_side_effects_of_a_write() {
             assert_eq!(rig.read8(base), 0x2000_0009, "REG-QB-11");
         }
     }
+}
+
+#[test]
+fn an_8_byte_write_has_its_side_effects_once() {
+    let mut rig = Rig::start(Config::nested().with_mirror(true), InterruptKinds::Msi);
+    let _ = rig.attach();
+    let directory = tables::Directory::new(&rig.memory, 3, false);
+    directory.set(DeviceId::truncate(DEVICE), &tables::bare());
+    let publishes = |rig: &Rig| {
+        let events = rig.memory.take_events().into_iter();
+        events.filter(|event| matches!(event, Event::Publish(..))).collect::<Vec<_>>()
+    };
+    // Halves as the registers show them; ddtp is at 16 and 20.
+    let halves = |at: u16, value: u64| {
+        [(at, value & 0xffff_ffff), (at + 4, value >> 32)]
+            .map(|(at, half)| Event::Publish(at, u32::try_from(half).expect("32 bits")))
+    };
+    let ddtp = directory.ddtp() | 1 << 40;
+    rig.forget_accesses();
+    rig.write8(DDTP, ddtp);
+    let mut events = publishes(&rig);
+    events.sort_by_key(|event| if let Event::Publish(at, _) = event { *at } else { 0 });
+    assert_eq!(events, halves(16, ddtp), "REG-ACC-05: each half once");
+    rig.write8(DDTP, 0);
+    rig.forget_accesses();
+    rig.write8(DDTP, directory.ddtp());
+    let loads = rig.memory.take_loads();
+    let context = directory.entry_address(DeviceId::truncate(DEVICE));
+    let walks = loads.iter().filter(|(at, _)| *at == context).count();
+    assert_eq!((walks, loads.len()), (1, 3), "REG-ACC-05: one walk of 3 levels: {loads:x?}");
+    // 8 bytes over two registers, cqh and cqt, are no doorbell at all.
+    let mut commands = rig.command_queue(3, ENABLE);
+    let cqt = commands.push(Iofence::PLAIN.encode());
+    rig.write8(CQH, cqt << 32);
+    assert_eq!((rig.read(CQH), rig.read(CQT)), (0, 0), "REG-ACC-08");
 }
 
 #[test]
@@ -639,6 +674,21 @@ fn each_error_stops_the_queue_until_it_is_cleared() {
 }
 
 #[test]
+fn an_enable_takes_errors_away_before_its_interrupt_enable_counts() {
+    // cqcsr, and what is left of the error and whether it interrupts.
+    for (written, error, pending) in [(ENABLE | INTERRUPT_ENABLE, 0, 0), (INTERRUPT_ENABLE, CMD_ILL, 1)] {
+        let mut rig = emulated();
+        let mut commands = rig.command_queue(3, ENABLE);
+        rig.write(CQT, commands.push(ILLEGAL));
+        rig.write(CQCSR, 0);
+        rig.write(CQT, 0);
+        assert_eq!((rig.read(CQCSR), rig.read(IPSR)), (CMD_ILL, 0), "REG-CQCSR-28: an error, and no interrupt of it");
+        rig.write(CQCSR, written);
+        assert_eq!((rig.read(CQCSR) & CMD_ILL, rig.read(IPSR)), (error, pending), "REG-CQCSR-28, IRQ-06");
+    }
+}
+
+#[test]
 fn the_linux_driver_writes_back_what_it_read() {
     let mut rig = emulated();
     let mut commands = rig.command_queue(3, ENABLE | INTERRUPT_ENABLE);
@@ -838,6 +888,31 @@ fn the_msi_table_has_as_many_entries_as_vectors_and_none_with_wires_alone() {
                 assert_eq!(read, expected, "REG-MSI-01 to -09: {kinds:?}, {vector} of {vectors}");
             }
         }
+    }
+}
+
+// tr_req_ctl (section 14).
+
+#[test]
+fn go_is_set_by_a_1_and_by_nothing_else() {
+    // tr_req_ctl is at 608, with Go/Busy as bit 0; tr_response at 616, with fault as bit 0. The mode is Off.
+    let (ctl, response) = (608, 616);
+    let config = Config::emulated().with_debug(true);
+    for write in [Rig::write8, Rig::write] {
+        let mut rig = Rig::start(config.with_mirror(true), InterruptKinds::Msi);
+        write(&mut rig, ctl, 0x0e);
+        assert_eq!((rig.read8(ctl), rig.read8(response)), (0x0e, 0), "ATTR-04: 0 starts nothing");
+        write(&mut rig, ctl, 0x0f);
+        // Busy is over within the write, and the answer is there, also where no trap is taken for it.
+        assert_eq!((rig.read8(ctl), rig.read8(response)), (0x0e, 1), "ATTR-04, SYNC-06");
+        let mirror = rig.memory.mirror();
+        assert_eq!([608, 616].map(|at| mirror.get(&at).copied()), [Some(0x0e), Some(1)], "SYNC-06");
+        write(&mut rig, ctl, 0);
+        assert_eq!((rig.read8(ctl), rig.read8(response)), (0, 1), "ATTR-04: 0 does not take the answer away");
+        // Where there is no such interface it is 0 and stays 0.
+        let mut rig = emulated();
+        write(&mut rig, ctl, 0x0f);
+        assert_eq!((rig.read8(ctl), rig.read8(response)), (0, 0), "ATTR-04, REG-ACC-11");
     }
 }
 
