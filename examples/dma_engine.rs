@@ -3,8 +3,9 @@
 //! `cargo run --example dma_engine`
 //!
 //! The device is a DMA engine. It gathers bytes from wherever a list says, scatters them to wherever it says next, and
-//! ends with an MSI. Each of its addresses goes through the vIOMMU. What happens is `main`: a copy across pages; one for
-//! a process that faults, is repaired by the guest's driver and is tried again; one that a fence of the guest waits for.
+//! ends with an MSI. Each of its addresses goes through the vIOMMU. What happens is `main`: a copy across pages; one
+//! for a process that faults, is repaired by the guest's driver and is tried again; one that a fence of the guest waits
+//! for.
 //!
 //! Nothing here is a mock. `Machine` and `Engine` are what a VMM writes, `driver` is in the guest. What is printed is
 //! asserted too.
@@ -216,11 +217,15 @@ impl GuestMemory for &Machine {
         self.update(at.get(), width.bytes(), |now| (now == old).then_some(new))
     }
 
-    /// A host whose DMA is over when it lets go of the vIOMMU says `Config::with_synchronous_dma` instead; one that has
-    /// some under way all the time counts it by epoch.
-    fn drain(&mut self, upto: Epoch) -> Option<Completion> {
+    /// A host whose DMA is over when it lets go of the vIOMMU says `Config::with_synchronous_dma` instead.
+    fn counts_dma(&self) -> bool {
+        true
+    }
+
+    /// One that has DMA under way all the time counts it by epoch.
+    fn drain(&mut self, upto: Epoch) -> Completion {
         self.awaited.store(upto.get(), Release);
-        Some(if self.copies.load(Acquire) == 0 { Completion::Done } else { Completion::Pending })
+        if self.copies.load(Acquire) == 0 { Completion::Done } else { Completion::Pending }
     }
 }
 

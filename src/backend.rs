@@ -270,20 +270,24 @@ pub trait GuestMemory {
         Err(MemoryFault::Access)
     }
 
-    /// Whether every DMA of an emulated device that uses a [`Translation`](crate::Translation) of epoch `upto` or an
-    /// older one is done, its stores visible to the guest. One that is going to use such a translation and has not begun
-    /// is not done.
-    ///
-    /// Called before the guest is told that an invalidation, or a fence for reads or writes, is complete; and by
-    /// [`attach_emulated`](crate::VIommu::attach_emulated) with an epoch that nothing has, which has no consequence but
-    /// that `None` is refused. Each epoch is asked for once. `Some(Pending)` is followed by
-    /// [`drained`](crate::VIommu::drained) with the same `upto`, not with the epoch of the last DMA that ended: that
-    /// one may be older. `None`, the default, says that the host does not keep count: right for one that uses a
-    /// translation only under the lock it got it under, and says so with
+    /// Whether the host keeps count of emulated devices' DMA, so that [`drain`](Self::drain) can be asked; read when
+    /// one is [attached](crate::VIommu::attach_emulated). A host that uses a translation only under the lock it got it
+    /// under has nothing to count, and says so with
     /// [`Config::with_synchronous_dma`](crate::Config::with_synchronous_dma).
-    fn drain(&mut self, upto: Epoch) -> Option<Completion> {
+    fn counts_dma(&self) -> bool {
+        false
+    }
+
+    /// Whether every DMA of an emulated device that began in epoch `upto` or before is done, its stores visible to the
+    /// guest.
+    ///
+    /// Called before the guest is told that an invalidation, or a fence for reads or writes, is complete.
+    /// [`Pending`](Completion::Pending) is followed by [`drained`](crate::VIommu::drained). A DMA begins when its
+    /// [`Translation`](crate::Translation) is handed out and is of that epoch; one that begins later, with a
+    /// translation the host remembered, is of the epoch after the last one asked for ([`Epoch::next`]).
+    fn drain(&mut self, upto: Epoch) -> Completion {
         let _ = upto;
-        None
+        Completion::Done
     }
 
     /// The guest has asked to forget these translations: a host that keeps translations of its own (vhost, an IOTLB

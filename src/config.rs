@@ -19,6 +19,8 @@ pub struct Config {
     counters: u8,
     qos_bits: u8,
     gxl: Gxl,
+    /// Asked for by name, not only within a whole `capabilities` register.
+    second_stage: bool,
     pub(crate) synchronous_dma: bool,
     pub(crate) budget: u32,
     pub(crate) mirror: bool,
@@ -65,6 +67,7 @@ impl Config {
             counters: 0,
             qos_bits: 0,
             gxl: Gxl::Zero,
+            second_stage: false,
             synchronous_dma: false,
             budget: 256,
             mirror: false,
@@ -112,16 +115,16 @@ impl Config {
     /// and Sv57x4, and Sv32x4 where there is [RV32](Self::with_gxl). With
     /// [`with_extended_contexts`](Self::with_extended_contexts) MSI page tables come with it.
     ///
-    /// Without effect on [`nested`](Self::nested): hardware has two stages, and the second is the host's.
+    /// Not together with [`nested`](Self::nested): hardware has two stages, and the second is the host's.
     #[must_use]
     pub const fn with_second_stage(self, second_stage: bool) -> Self {
         let offer = self.offer.with_sv32x4(second_stage).with_sv39x4(second_stage);
-        Self { offer: offer.with_sv48x4(second_stage).with_sv57x4(second_stage), ..self }
+        Self { offer: offer.with_sv48x4(second_stage).with_sv57x4(second_stage), second_stage, ..self }
     }
 
     /// RV32 contexts (`SXL` = 1) with Sv32, and with Sv32x4 where there is a
-    /// [second stage](Self::with_second_stage): whether `fctl.GXL` is 0, 1, or the guest's to write. 0 unless said, and
-    /// always with [`nested`](Self::nested). With 0 there is no RV32.
+    /// [second stage](Self::with_second_stage): whether `fctl.GXL` is 0, 1, or the guest's to write. 0 unless said;
+    /// not together with [`nested`](Self::nested). With 0 there is no RV32.
     #[must_use]
     pub const fn with_gxl(self, gxl: Gxl) -> Self {
         Self { gxl, ..self }
@@ -296,8 +299,14 @@ impl Config {
 
     /// What passthrough devices can not have, and what has limits of its own.
     fn check_emulated_only(&self) -> Result<(), ConfigError> {
-        let asked =
-            [(self.ats, "ATS"), (self.debug, "DBG"), (self.counters != 0, "HPM"), (self.qos_bits != 0, "QOSID")];
+        let asked = [
+            (self.second_stage, "a second stage of the guest's own"),
+            (self.gxl != Gxl::Zero, "RV32"),
+            (self.ats, "ATS"),
+            (self.debug, "DBG"),
+            (self.counters != 0, "HPM"),
+            (self.qos_bits != 0, "QOSID"),
+        ];
         if let (true, Some(&(_, name))) = (self.nesting, asked.iter().find(|(asked, _)| *asked)) {
             return Err(ConfigError::EmulatedOnly(name));
         }

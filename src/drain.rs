@@ -7,7 +7,7 @@ use crate::backend::{Completion, Epoch, GuestMemory};
 pub(crate) struct Drains {
     /// The epoch of translations handed out now.
     current: Epoch,
-    /// One was handed out in it.
+    /// One was handed out since the start. A host may use it again until it is told that it is not right any more.
     used: bool,
     /// Something was invalidated since the last fence.
     invalidated: bool,
@@ -36,35 +36,35 @@ impl Drains {
         self.invalidated = true;
     }
 
-    /// A fence begins, which orders device accesses (`PR` or `PW`) or not: what was handed out before it is over, if
-    /// the fence has to wait for it (rules FEN-03, VC-41).
+    /// A fence begins, which orders device accesses (`PR` or `PW`) or not: what began before it is over, if the fence
+    /// has to wait for it (rules FEN-03, VC-41).
     pub(crate) const fn fence(&mut self, orders_accesses: bool) {
         if self.used && (self.invalidated || orders_accesses) {
             self.over = self.current;
             self.asked = false;
             self.current = self.current.next();
-            self.used = false;
         }
         self.invalidated = false;
     }
 
-    /// Whether all DMA is done that the fences so far wait for. The host is asked once for each epoch.
+    /// Whether all DMA is done that the fences so far wait for.
     pub(crate) fn is_done(&mut self, host: &mut impl GuestMemory) -> bool {
         if self.drained < self.over && !self.asked {
             self.asked = true;
-            // A host that keeps no count uses a translation only under the lock it got it under.
-            if matches!(host.drain(self.over), None | Some(Completion::Done)) {
+            if host.drain(self.over) == Completion::Done {
                 self.drained = self.over;
             }
         }
         self.drained >= self.over
     }
 
-    /// The host says that DMA of this epoch and of those before is done; what it was not asked for is ignored.
+    /// The host says that DMA of this epoch and of those before is done. Where that is not all a fence waits for, the
+    /// host is asked again.
     pub(crate) fn drained(&mut self, upto: Epoch) {
         if upto <= self.over {
             self.drained = self.drained.max(upto);
         }
+        self.asked = false;
     }
 }
 
@@ -76,8 +76,8 @@ mod tests {
     use crate::error::MemoryFault;
     use std::vec::Vec;
 
-    /// A host that answers this, and notes what it was asked.
-    struct Host(Option<Completion>, Vec<Epoch>);
+    /// A host whose DMA is always under way, and what it was asked.
+    struct Host(Vec<Epoch>);
 
     impl GuestMemory for Host {
         fn load(&self, _at: Gpa, _out: &mut [u64]) -> Result<(), MemoryFault> {
@@ -92,16 +92,16 @@ mod tests {
             Err(MemoryFault::Access)
         }
 
-        fn drain(&mut self, upto: Epoch) -> Option<Completion> {
-            self.1.push(upto);
-            self.0
+        fn drain(&mut self, upto: Epoch) -> Completion {
+            self.0.push(upto);
+            Completion::Pending
         }
     }
 
     #[test]
     fn a_fence_waits_for_dma_only_after_an_invalidation_or_where_it_orders_accesses() {
         for (invalidates, orders, asked) in [(false, false, 0), (true, false, 1), (false, true, 1), (true, true, 1)] {
-            let (mut drains, mut host) = (Drains::new(), Host(Some(Completion::Pending), Vec::new()));
+            let (mut drains, mut host) = (Drains::new(), Host(Vec::new()));
             let epoch = drains.hand_out();
             if invalidates {
                 drains.invalidate();
@@ -109,7 +109,7 @@ mod tests {
             drains.fence(orders);
             assert_eq!(drains.is_done(&mut host), asked == 0, "T38, VC-41");
             assert_eq!(drains.is_done(&mut host), asked == 0, "T38: asked once");
-            assert_eq!(host.1.len(), asked);
+            assert_eq!(host.0.len(), asked);
             drains.drained(epoch);
             assert!(drains.is_done(&mut host), "T38");
         }
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_translation_handed_out_after_the_fence_began_is_not_waited_for() {
-        let (mut drains, mut host) = (Drains::new(), Host(Some(Completion::Pending), Vec::new()));
+        let (mut drains, mut host) = (Drains::new(), Host(Vec::new()));
         let before = drains.hand_out();
         drains.fence(true);
         assert!(!drains.is_done(&mut host));
@@ -128,12 +128,41 @@ mod tests {
         // It is the next fence's.
         drains.fence(true);
         assert!(!drains.is_done(&mut host));
-        assert_eq!(host.1, [before, after]);
+        assert_eq!(host.0, [before, after]);
+    }
+
+    #[test]
+    fn a_translation_that_the_host_remembered_is_waited_for() {
+        let (mut drains, mut host) = (Drains::new(), Host(Vec::new()));
+        let remembered = drains.hand_out();
+        drains.fence(true);
+        assert!(!drains.is_done(&mut host));
+        drains.drained(remembered);
+        assert!(drains.is_done(&mut host));
+        // Nothing was handed out since, but the host may have used it again.
+        drains.invalidate();
+        drains.fence(false);
+        assert!(!drains.is_done(&mut host), "T38");
+        assert_eq!(host.0, [remembered, remembered.next()], "T38");
+    }
+
+    #[test]
+    fn a_host_that_tells_of_too_old_an_epoch_is_asked_again() {
+        let (mut drains, mut host) = (Drains::new(), Host(Vec::new()));
+        let first = drains.hand_out();
+        drains.fence(true);
+        drains.fence(true);
+        assert!(!drains.is_done(&mut host));
+        drains.drained(first);
+        assert!(!drains.is_done(&mut host), "T38");
+        assert_eq!(host.0, [first.next(); 2]);
+        drains.drained(first.next());
+        assert!(drains.is_done(&mut host), "T38");
     }
 
     #[test]
     fn an_epoch_the_host_was_not_asked_for_is_not_taken_as_drained() {
-        let (mut drains, mut host) = (Drains::new(), Host(Some(Completion::Pending), Vec::new()));
+        let (mut drains, mut host) = (Drains::new(), Host(Vec::new()));
         let _ = drains.hand_out();
         drains.drained(Epoch::new(u64::MAX));
         drains.fence(true);

@@ -1,5 +1,5 @@
-//! What the performance monitor counts of requests of emulated devices, of ATS translation and page requests, and of the
-//! guest's own: which events, how often, and for whom.
+//! What the performance monitor counts of requests of emulated devices, of ATS translation and page requests, and of
+//! the guest's own: which events, how often, and for whom.
 //!
 //! Rule IDs are those of the register and translation rules; registers and entries are worked out from the
 //! specification's figures.

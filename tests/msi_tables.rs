@@ -1,5 +1,5 @@
-//! MSI page tables, and interrupt files in memory: where an access to a virtual interrupt file goes, and what a message to
-//! one that is in memory does there.
+//! MSI page tables, and interrupt files in memory: where an access to a virtual interrupt file goes, and what a message
+//! to one that is in memory does there.
 //!
 //! Rule IDs are those of the translation rules; entries are worked out from the specification's figures.
 

@@ -1,5 +1,5 @@
-//! Second-stage walks, alone and under a first stage: the schemes and all their combinations, widths, implicit accesses,
-//! `iotval2`, memory types and sizes of both stages together, sizes near interrupt files.
+//! Second-stage walks, alone and under a first stage: the schemes and all their combinations, widths, implicit
+//! accesses, `iotval2`, memory types and sizes of both stages together, sizes near interrupt files.
 //!
 //! Rule IDs are those of the rules of translation. What makes an entry good is in `page_table_entries.rs`.
 

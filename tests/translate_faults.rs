@@ -41,7 +41,8 @@ const GSCID: u32 = 0x1234;
 /// Where the device's page is in memory.
 const TO: u64 = 0x3_7654_3000;
 
-/// A kind of request: its TTYP and its causes for an access fault, a page fault and a guest-page fault (ACC-03, ACC-04).
+/// A kind of request: its TTYP and its causes for an access fault, a page fault and a guest-page fault (ACC-03,
+/// ACC-04).
 #[derive(Clone, Copy, Debug)]
 struct Access {
     request: fn(riscv_viommu::Attachment, Iova) -> Request,

@@ -114,7 +114,7 @@ impl Pages {
     }
 }
 
-/// When a translation for an emulated device was handed out: translations of one epoch are drained together.
+/// When a DMA of an emulated device began: those of one epoch are drained together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(u64);
 
@@ -133,7 +133,10 @@ impl Epoch {
         Self(number)
     }
 
-    pub(crate) const fn next(self) -> Self {
+    /// The epoch that begins when this one is asked for.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        // 2^64 fences do not happen.
         Self(self.0.wrapping_add(1))
     }
 }

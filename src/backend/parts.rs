@@ -45,7 +45,11 @@ impl<M: GuestMemory, I, P> GuestMemory for Parts<M, I, P> {
         self.memory.compare_exchange(at, width, old, new)
     }
 
-    fn drain(&mut self, upto: Epoch) -> Option<Completion> {
+    fn counts_dma(&self) -> bool {
+        self.memory.counts_dma()
+    }
+
+    fn drain(&mut self, upto: Epoch) -> Completion {
         self.memory.drain(upto)
     }
 

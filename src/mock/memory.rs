@@ -211,7 +211,7 @@ impl Memory {
         self.state().without_exchange = true;
     }
 
-    /// What [`GuestMemory::drain`] answers from now on.
+    /// What [`GuestMemory::drain`] answers from now on; `None`: the host does not count DMA.
     pub fn answer_drain(&self, answer: Option<Completion>) {
         self.state().drain = answer;
     }
@@ -400,10 +400,14 @@ impl GuestMemory for Memory {
         Ok(true)
     }
 
-    fn drain(&mut self, upto: Epoch) -> Option<Completion> {
+    fn counts_dma(&self) -> bool {
+        self.state().drain.is_some()
+    }
+
+    fn drain(&mut self, upto: Epoch) -> Completion {
         let mut state = self.state();
         state.drains.push(upto);
-        state.drain
+        state.drain.unwrap_or(Completion::Done)
     }
 
     fn unmapped(&mut self, what: &Invalidation<DeviceId>) {

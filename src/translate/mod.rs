@@ -71,6 +71,8 @@ pub(crate) struct Outcome {
     pub(crate) global: bool,
     pub(crate) memory_type: Pbmt,
     pub(crate) qos: QosIds,
+    /// Tag of the first stage.
+    pub(crate) pscid: Option<Pscid>,
     /// `T2GPA`.
     pub(crate) t2gpa: bool,
     /// `DTF` of the device's context.
@@ -293,6 +295,7 @@ fn untranslated(origin: &Origin, qos: QosIds) -> Outcome {
         global: false,
         memory_type: Pbmt::Pma,
         qos,
+        pscid: None,
         t2gpa: false,
         dtf: false,
     }
@@ -339,6 +342,7 @@ fn outcome(first: &Mapping<NestedGpa>, second: &Mapping<Gpa>, entered: &Entered,
         global: first.global,
         memory_type: Pbmt::resolve(first.memory_type, second.memory_type),
         qos: qos_ids(dc),
+        pscid: entered.first.map(|first| first.pscid),
         t2gpa: dc.tc.t2gpa(),
         dtf: dc.tc.dtf(),
     }

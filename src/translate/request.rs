@@ -4,7 +4,7 @@ use crate::addr::{Gpa, Iova};
 use crate::attachment::Attachment;
 use crate::backend::Epoch;
 use crate::fault::TransactionType;
-use crate::id::ProcessId;
+use crate::id::{ProcessId, Pscid};
 
 /// A DMA access of an emulated device.
 ///
@@ -22,11 +22,11 @@ use crate::id::ProcessId;
 pub struct Request {
     /// Who asks.
     pub device: Attachment,
-    /// What for.
+    /// What for: one of the untranslated or translated accesses.
     pub access: TransactionType,
     /// First byte.
     pub iova: Iova,
-    /// Number of bytes, from 1.
+    /// Number of bytes.
     pub length: u64,
     /// Its `process_id` (PCI: PASID), if it carries one.
     pub process: Option<ProcessId>,
@@ -66,10 +66,11 @@ impl Request {
         Self { length: 4, data: Some(data), ..Self::write(device, iova) }
     }
 
-    /// The same for `length` bytes; 0 counts as 1.
+    /// The same for `length` bytes. With 0, [`translate`](crate::VIommu::translate) asks as for one byte, and
+    /// [`pieces`](crate::VIommu::pieces) for nothing.
     #[must_use]
     pub const fn with_length(self, length: u64) -> Self {
-        Self { length: if length == 0 { 1 } else { length }, ..self }
+        Self { length, ..self }
     }
 
     /// The same for a process.
@@ -113,6 +114,9 @@ pub struct Translation {
     pub memory_type: Pbmt,
     /// When it was handed out.
     pub epoch: Epoch,
+    /// Tag of the first-stage address space, which [`Invalidation::AddressSpace`](crate::Invalidation::AddressSpace)
+    /// names; `None`: without a first stage.
+    pub pscid: Option<Pscid>,
     /// The quality-of-service ids of the access.
     pub qos: QosIds,
 }
@@ -127,6 +131,17 @@ pub enum Target {
     InterruptFile(Gpa),
     /// An interrupt file in memory. A write is done: the vIOMMU stored it and sent the notice. A read gives 0.
     Mrif,
+}
+
+impl Target {
+    /// The address, if there is one: not for an interrupt file in memory, whose access is done.
+    #[must_use]
+    pub const fn address(self) -> Option<Gpa> {
+        match self {
+            Self::Memory(at) | Self::InterruptFile(at) => Some(at),
+            Self::Mrif => None,
+        }
+    }
 }
 
 /// Leave to read, write and execute.

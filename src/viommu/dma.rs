@@ -33,6 +33,9 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     pub fn translate(&mut self, request: &Request) -> Result<Translation, TranslateError> {
         self.check_attached(request.device)?;
         let Request { device, access, iova, length, process, privileged, data } = *request;
+        if !access.is_untranslated() && !access.is_translated() {
+            return Err(TranslateError::Unsupported);
+        }
         let origin = Origin { device: device.device(), access, process, privileged, iova };
         let outcome = match self.perform(&origin, Ask::of(access, process.is_some())) {
             Ok(outcome) => outcome,
@@ -64,6 +67,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
             permissions: outcome.permissions,
             memory_type: outcome.memory_type,
             epoch: self.drains.hand_out(),
+            pscid: outcome.pscid,
             qos: outcome.qos,
         })
     }
@@ -71,7 +75,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     /// The pieces of a request that is larger than one mapping, in order; the first that fails is the last. Nothing is
     /// translated before it is asked for.
     pub const fn pieces(&mut self, request: Request) -> Pieces<'_, B, DEVICES, BATCH, CACHE, ITAGS> {
-        Pieces { iommu: self, left: Some(request) }
+        let left = if request.length == 0 { None } else { Some(request) };
+        Pieces { iommu: self, left }
     }
 
     /// Answers an ATS translation request of an emulated device. One that is aborted is recorded in the guest's fault
@@ -99,8 +104,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         })
     }
 
-    /// DMA that uses translations of epoch `upto` and older is done: ends a
-    /// [`Pending`](crate::Completion::Pending) answer of [`GuestMemory::drain`](crate::GuestMemory::drain).
+    /// DMA that began in epoch `upto` or before is done: goes on after a [`Pending`](crate::Completion::Pending) answer
+    /// of [`GuestMemory::drain`](crate::GuestMemory::drain). Where a later epoch is waited for, `drain` is asked again.
     pub fn drained(&mut self, upto: Epoch) -> Progress {
         self.drains.drained(upto);
         self.run()

@@ -4,7 +4,7 @@ use super::{DevicePolicy, VIommu};
 use crate::addr::Iova;
 use crate::ats::{DeviceMessage, InvalidationCompletion, PageResponse};
 use crate::attachment::Attachment;
-use crate::backend::{Backend, Epoch};
+use crate::backend::Backend;
 use crate::emulated::Device;
 use crate::error::{AttachError, TranslateError};
 use crate::fault::TransactionType;
@@ -27,8 +27,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         let Some(config) = self.config else {
             return Err(AttachError::NotStarted);
         };
-        // Nothing has this epoch: the host is only asked whether it keeps count.
-        if !config.synchronous_dma && self.backend.drain(Epoch::FIRST).is_none() {
+        if !config.synchronous_dma && !self.backend.counts_dma() {
             return Err(AttachError::NoDrain);
         }
         // A nested vIOMMU may offer what only the host's IOMMU does.
