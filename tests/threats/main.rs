@@ -5,18 +5,17 @@
 //!
 //! | threat | what is not there |
 //! |---|---|
-//! | T26 lost A/D or MRIF update | the crate itself changes no table of the guest |
-//! | T28 cache entry that survives an invalidation | translation caches of the crate's own |
 //! | T29 save image trusted | save and restore |
 //! | T31 memory taken away under cached translations | `invalidate_gpa` |
-//! | T37 table walk or A/D update aimed at MMIO by hardware | the second stage is the host's, no order speaks of it; walks of the crate are T07 |
-//! | T38 fence while emulated DMA uses an old translation | emulated devices |
-//! | T45 address above the guest-physical width in the MSI window | MSI tables; contexts with one are misconfigured |
+//!
+//! Translation by the crate itself is in `translation`; T07, T08 and T16 of its walks are in `hostile_tables.rs`, T34 and
+//! T38 of its devices in `dma_api.rs`.
 //!
 //! In part: T09 without `watch`, T19 without restore, T23, T36 and T41 without ATS and page requests.
 
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
@@ -30,6 +29,10 @@ mod hostile;
 mod offers;
 mod orders;
 mod stores;
+mod translation;
+
+#[path = "../dma_rig/mod.rs"]
+mod dma_rig;
 
 use proptest::test_runner::{Config as Runs, RngAlgorithm, TestRng, TestRunner};
 use riscv_viommu::mock::guest::{CommandRing, FaultRing, Iofence, register as reg};
