@@ -332,7 +332,7 @@ fn configuration_that_does_not_allow_it_is_an_unsupported_request() {
 fn structures_that_can_not_be_used_are_a_completer_abort() {
     for case in &ABORTED {
         let (completion, records, request) = try_case(case, false);
-        assert_eq!(completion, AtsCompletion::CompleterAbort, "ATS-02, ATS-03: {}", case.why);
+        assert_eq!(completion, AtsCompletion::CompleterAbort, "ATS-02, ATS-03, DX-30: {}", case.why);
         let expected = [record(case.cause) | of_process(false), 0, request.iova.get(), 0];
         assert_eq!(records, [expected], "ATS-02, ATS-03, ACC-07: {}", case.why);
     }
