@@ -515,6 +515,19 @@ fn a_page_that_may_not_be_written_is_not_marked_dirty() {
 }
 
 #[test]
+fn a_page_the_first_stage_keeps_from_writes_is_clean_in_the_second() {
+    for (gade, marks) in [(0, pte::A), (GADE, pte::A)] {
+        let mut world = World::new();
+        world.change(TC, 1 | EN_ATS | PDTV | gade);
+        world.map(PAGE, GPA, 0, pte::RO);
+        world.second.map(GPA, SPA, 0, RWX & !pte::D);
+        let answer = world.answer(world.of(PAGE));
+        assert_eq!(bits(&answer), "R", "AD-09, ATS-10: only W is denied");
+        assert_eq!(world.second.get(GPA, 0) & (pte::A | pte::D), marks, "AD-09, AD-04: D is left alone");
+    }
+}
+
+#[test]
 fn pages_are_marked_before_the_answer_is_there() {
     let mut world = World::new();
     world.change(TC, 1 | EN_ATS | PDTV | SADE | GADE);

@@ -509,6 +509,26 @@ fn a_miss_counts_once_for_both_stages() {
     assert_eq!(guest.counts(request), [1, 0, 0, 0, 3, 0, 0, 0], "HPM-26, UNSPECIFIED");
 }
 
+#[test]
+fn a_process_that_is_not_found_is_no_miss() {
+    // The second stage of the way to a process is not what a request looks up.
+    let mut guest = Guest::new().with_second_stage().with_processes();
+    let request = guest.of_process();
+    guest.processes.set(PROCESS, [0, 0]);
+    assert_eq!(guest.counts(request), [1, 0, 0, 0, 3, 1, 0, 1], "HPM-26: 266");
+    guest.second.unmap(0x8000_0000, 2);
+    assert_eq!(guest.counts(request), [1, 0, 0, 0, 3, 0, 0, 1], "HPM-26: 21");
+}
+
+#[test]
+fn an_entry_of_an_msi_table_that_is_not_remembered_is_a_miss() {
+    let mut guest = Guest::<16>::counting().with_msi_table();
+    guest.change(FSC, 0);
+    let request = guest.read(WINDOW);
+    assert_eq!(guest.counts(request), [1, 0, 0, 1, 3, 0, 0, 0], "HPM-26, MSI-13");
+    assert_eq!(guest.counts(request), [1, 0, 0, 0, 0, 0, 0, 0], "HPM-26, MSI-13: a hit");
+}
+
 // For whom.
 
 #[test]
