@@ -332,7 +332,7 @@ fn configuration_that_does_not_allow_it_is_an_unsupported_request() {
 fn structures_that_can_not_be_used_are_a_completer_abort() {
     for case in &ABORTED {
         let (completion, records, request) = try_case(case, false);
-        assert_eq!(completion, AtsCompletion::CompleterAbort, "ATS-02, ATS-03: {}", case.why);
+        assert_eq!(completion, AtsCompletion::CompleterAbort, "ATS-02, ATS-03, DX-30: {}", case.why);
         let expected = [record(case.cause) | of_process(false), 0, request.iova.get(), 0];
         assert_eq!(records, [expected], "ATS-02, ATS-03, ACC-07: {}", case.why);
     }
@@ -511,6 +511,19 @@ fn a_page_that_may_not_be_written_is_not_marked_dirty() {
         assert_eq!(bits(&answer), "RX", "AD-09, ATS-10");
         let leaves = [world.first.get(PAGE, 0), world.second.get(GPA, 0)].map(|leaf| leaf & pte::D);
         assert_eq!(leaves, [0, 0], "AD-09");
+    }
+}
+
+#[test]
+fn a_page_the_first_stage_keeps_from_writes_is_clean_in_the_second() {
+    for (gade, marks) in [(0, pte::A), (GADE, pte::A)] {
+        let mut world = World::new();
+        world.change(TC, 1 | EN_ATS | PDTV | gade);
+        world.map(PAGE, GPA, 0, pte::RO);
+        world.second.map(GPA, SPA, 0, RWX & !pte::D);
+        let answer = world.answer(world.of(PAGE));
+        assert_eq!(bits(&answer), "R", "AD-09, ATS-10: only W is denied");
+        assert_eq!(world.second.get(GPA, 0) & (pte::A | pte::D), marks, "AD-09, AD-04: D is left alone");
     }
 }
 

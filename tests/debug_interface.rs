@@ -376,7 +376,7 @@ fn the_size_shrinks_beside_an_interrupt_file() {
         (0x7000, S | page(SPA | 0x5000)),
         (0x10_0000, S | page(SPA | 0x17_f000)),
     ] {
-        assert_eq!(guest.ask(WINDOW + offset, NW), expected, "DBG-19, DBG-20, SZ-04: {offset:#x}");
+        assert_eq!(guest.ask(WINDOW + offset, NW), expected, "DBG-19, SZ-04, DX-28: {offset:#x}");
     }
 }
 

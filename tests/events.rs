@@ -19,7 +19,7 @@ use riscv_viommu::mock::guest::{Iotinval, inval_ddt, inval_pdt, register};
 use riscv_viommu::mock::tables::{Directory, PageTable, ProcessDirectory, pte};
 use riscv_viommu::{
     AtsRequest, DeviceId, FirstStageMode, Gpa, Gscid, Iova, MemoryFault, PageRequest, Prgi, ProcessId, Pscid, Request,
-    SecondStageMode,
+    SecondStageMode, Target,
 };
 
 const IOCOUNTOVF: u64 = 88;
@@ -222,6 +222,19 @@ fn reads_writes_and_fetches_are_one_request_each() {
     let _ = guest.take();
     assert!(guest.rig.iommu.pieces(request).all(|piece| piece.is_ok()));
     assert_eq!(guest.take(), [2, 0, 0, 2, 6, 0, 6, 0], "HPT-01, ACC-08");
+}
+
+#[test]
+fn a_request_that_goes_past_the_last_address_goes_on_at_the_first() {
+    let mut guest = Guest::new();
+    guest.change(FSC, 0);
+    let request = guest.read(u64::MAX - 0xf).with_length(0x20);
+    let _ = guest.take();
+    let pieces: Vec<_> = guest.rig.iommu.pieces(request).map(|piece| piece.expect("Bare")).collect();
+    let found: Vec<_> = pieces.iter().map(|piece| (piece.target, piece.length)).collect();
+    let memory = |at| Target::Memory(Gpa::new(at));
+    assert_eq!(found, [(memory(u64::MAX - 0xf), 0x10), (memory(0), 0x10)], "ACC-08, UNSPECIFIED");
+    assert_eq!(guest.take()[0], 2, "HPT-01, HPM-23");
 }
 
 #[test]
@@ -494,6 +507,26 @@ fn a_miss_counts_once_for_both_stages() {
     guest.change(FSC, 0);
     let request = guest.read(PAGE);
     assert_eq!(guest.counts(request), [1, 0, 0, 0, 3, 0, 0, 0], "HPM-26, UNSPECIFIED");
+}
+
+#[test]
+fn a_process_that_is_not_found_is_no_miss() {
+    // The second stage of the way to a process is not what a request looks up.
+    let mut guest = Guest::new().with_second_stage().with_processes();
+    let request = guest.of_process();
+    guest.processes.set(PROCESS, [0, 0]);
+    assert_eq!(guest.counts(request), [1, 0, 0, 0, 3, 1, 0, 1], "HPM-26: 266");
+    guest.second.unmap(0x8000_0000, 2);
+    assert_eq!(guest.counts(request), [1, 0, 0, 0, 3, 0, 0, 1], "HPM-26: 21");
+}
+
+#[test]
+fn an_entry_of_an_msi_table_that_is_not_remembered_is_a_miss() {
+    let mut guest = Guest::<16>::counting().with_msi_table();
+    guest.change(FSC, 0);
+    let request = guest.read(WINDOW);
+    assert_eq!(guest.counts(request), [1, 0, 0, 1, 3, 0, 0, 0], "HPM-26, MSI-13");
+    assert_eq!(guest.counts(request), [1, 0, 0, 0, 0, 0, 0, 0], "HPM-26, MSI-13: a hit");
 }
 
 // For whom.

@@ -161,7 +161,7 @@ fn an_address_that_matches_goes_where_its_entry_says() {
         let to = Ok(file(0x4_5600_0abc + (index << 12)));
         let at = WINDOW + (index << 12) + 0xabc;
         for request in [vm.read(at), vm.write(at)] {
-            assert_eq!(vm.target(request), to, "MSI-01, MSI-02, MSI-03, MSI-05, MSI-08, DC-27");
+            assert_eq!(vm.target(request), to, "MSI-01, MSI-02, MSI-03, MSI-05, MSI-08, DC-27, DX-32");
         }
     }
     for (address, to) in [(WINDOW - 0x1000, None), (WINDOW + 0x4_0000, Some(BESIDE + 0x4_0000)), (OUTSIDE, Some(PLAIN))]
@@ -599,7 +599,7 @@ fn the_first_stage_alone_has_a_say_in_the_memory_type_and_the_entry_in_the_size(
         let translation = vm.translate(request).expect("a basic entry");
         assert_eq!(translation.target, file(0x4_5600_0ff0), "MSI-08");
         assert_eq!((translation.size, translation.length), (4096, 16), "SZ-05");
-        assert_eq!(translation.memory_type, memory_type, "PB-04");
+        assert_eq!(translation.memory_type, memory_type, "PB-01, PB-04");
         let request = vm.write(0x3f_c000_0000 + WINDOW + 0x10_0000);
         let beside = vm.translate(request).expect("the second stage maps it").memory_type;
         assert_eq!(beside, if encoding == 0 { Pbmt::Io } else { memory_type }, "PB-02");
