@@ -58,7 +58,11 @@ impl Ask {
 
 impl Answer {
     pub(crate) const fn is_good(&self) -> bool {
-        matches!(self, Self::To(..) | Self::Ats(AtsCompletion::Success(_)))
+        match self {
+            Self::To(..) => true,
+            Self::Ats(AtsCompletion::Success(to)) => to.read,
+            _ => false,
+        }
     }
 }
 
@@ -178,7 +182,10 @@ impl Guest {
             }
             return ask;
         }
-        let device = self.random.index(self.devices.len());
+        let mut device = self.random.index(self.devices.len());
+        while !self.devices[device].1.valid && self.random.percent(90) {
+            device = self.random.index(self.devices.len());
+        }
         let context = self.devices[device].1;
         let (is_vm, kind) = (context.realm != 0, kind(&mut self.random));
         let is_gpa = is_vm && (context.first == First::Bare || matches!(kind, Kind::TranslatedRead | Kind::TranslatedWrite));

@@ -78,18 +78,41 @@ struct Figures {
 }
 
 impl Figures {
+    fn add(&mut self, other: &Self) {
+        let Self { operations, requests, good, walks, hits, changes, commands, tried, old } = other;
+        self.operations += operations;
+        self.requests += requests;
+        self.good += good;
+        self.walks += walks;
+        self.hits += hits;
+        self.changes += changes;
+        self.commands += commands;
+        self.tried += tried;
+        self.old += old;
+    }
+
     fn print(&self, what: &str, seed: u64, begin: Instant) {
         let Self { operations, requests, good, walks, hits, changes, commands, tried, old } = self;
         eprintln!(
-            "{what}, seed {seed}: {operations} operations, {requests} requests ({good} good), {changes} changes, \
-             {commands} commands; {hits} hits in {walks} walks, {}.{} %; {old} answers older than memory, {tried} \
-             tried; 0 differences, {:?}",
+            "{what}, from seed {seed}: {operations} operations, {changes} of them changes with {commands} commands; \
+             {requests} requests, {good} good, {walks} with a walk, {hits} of these without a load ({}.{} %); {old} \
+             answers older than memory, {tried} tried; 0 differences; {:?}",
             hits * 100 / walks,
             hits * 1000 / walks % 10,
             begin.elapsed()
         );
         assert!(hits * 2 >= *walks, "half of the requests find everything remembered");
     }
+}
+
+/// Several guests one after another, `operations` in all.
+fn run(what: &str, seed: u64, guests: &[fn(u64, u64) -> Figures], operations: u64) {
+    let (begin, mut all) = (Instant::now(), Figures::default());
+    let (seed, operations) = (setting("TWIN_SEED", seed), setting("TWIN_OPERATIONS", operations));
+    for (guest, seed) in guests.iter().zip(seed..) {
+        all.add(&guest(seed, operations.div_ceil(u64::try_from(guests.len()).unwrap())));
+    }
+    all.print(what, seed, begin);
 }
 
 fn setting(name: &str, otherwise: u64) -> u64 {
@@ -105,8 +128,8 @@ fn populate(guest: &mut Guest) {
 }
 
 /// Each change is invalidated at once.
-fn twins<const CACHE: usize>(seed: u64, operations: u64) {
-    let (begin, mut figures) = (Instant::now(), Figures::default());
+fn twins<const CACHE: usize>(seed: u64, operations: u64) -> Figures {
+    let mut figures = Figures::default();
     let rams = [Ram::new(false), Ram::new(false)];
     let mut guest = Guest::new(Random::new(seed), rams.to_vec(), false);
     populate(&mut guest);
@@ -153,12 +176,12 @@ fn twins<const CACHE: usize>(seed: u64, operations: u64) {
             assert_eq!(rams[0].difference(&rams[1]), None, "CA-09, seed {seed}, operation {at}: memory differs");
         }
     }
-    figures.print(&format!("invalidated at once, {CACHE} entries"), seed, begin);
+    figures
 }
 
 /// Changes are invalidated some time later.
-fn late<const CACHE: usize>(seed: u64, operations: u64) {
-    let (begin, mut figures) = (Instant::now(), Figures::default());
+fn late<const CACHE: usize>(seed: u64, operations: u64) -> Figures {
+    let mut figures = Figures::default();
     let ram = Ram::new(true);
     let lens = Lens::new(&ram);
     let mut guest = Guest::new(Random::new(seed), vec![ram.clone()], true);
@@ -211,32 +234,27 @@ fn late<const CACHE: usize>(seed: u64, operations: u64) {
         figures.good += u64::from(answer.0.is_good());
         recent.note(ask, &answer.0, lens.loads(), &mut guest.random);
     }
-    figures.print(&format!("invalidated late, {CACHE} entries"), seed, begin);
+    figures
 }
 
 #[test]
 fn what_is_remembered_changes_no_answer() {
-    let (seed, operations) = (setting("TWIN_SEED", 1), setting("TWIN_OPERATIONS", 20_000));
-    twins::<8>(seed, operations);
-    twins::<16>(seed + 1, operations);
-    twins::<64>(seed + 2, operations);
+    run("invalidated at once", 1, &[twins::<8>, twins::<16>, twins::<64>], 60_000);
 }
 
 #[test]
 fn what_was_not_invalidated_is_old_or_new() {
-    let (seed, operations) = (setting("TWIN_SEED", 1), setting("TWIN_OPERATIONS", 20_000));
-    late::<16>(seed, operations);
-    late::<64>(seed + 1, operations);
+    run("invalidated late", 1, &[late::<8>, late::<16>, late::<64>], 60_000);
 }
 
 #[test]
 #[ignore = "a long run, for a build with optimisation"]
 fn what_is_remembered_changes_no_answer_in_a_million_operations() {
-    twins::<32>(setting("TWIN_SEED", 100), setting("TWIN_OPERATIONS", 1_000_000));
+    run("invalidated at once", 100, &[twins::<8>, twins::<16>, twins::<32>, twins::<64>].repeat(10), 1_000_000);
 }
 
 #[test]
 #[ignore = "a long run, for a build with optimisation"]
 fn what_was_not_invalidated_is_old_or_new_in_a_million_operations() {
-    late::<32>(setting("TWIN_SEED", 200), setting("TWIN_OPERATIONS", 1_000_000));
+    run("invalidated late", 200, &[late::<8>, late::<16>, late::<32>, late::<64>].repeat(10), 1_000_000);
 }
