@@ -12,7 +12,7 @@ use crate::id::{Gscid, Pscid};
 use crate::ioatc::{Ioatc, Leaf, Space, Table};
 use crate::mem::View;
 
-use super::check::{Entry, Extensions, Need, judge};
+use super::check::{Entry, Extensions, Implicit, Need, judge};
 use super::pte::Pte;
 use super::scheme::Scheme;
 
@@ -232,7 +232,8 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
         let leaf = if let Some(leaf) = remembered.filter(enough) {
             leaf
         } else {
-            self.loads.missed = true;
+            // Addresses of tables are not what a request asked for (rule HPM-26).
+            self.loads.missed |= need.implicit == Implicit::No;
             self.walk_second(&stage, gpa, need, refused)?
         };
         Ok(Mapping::of(&leaf, Gpa::new(leaf.output(gpa.get()))))

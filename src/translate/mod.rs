@@ -169,7 +169,6 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
         // 9-16. The first stage.
         let entered = if is_translated { Entered::BARE } else { self.enter(dc, origin, ask)? };
         self.tally.pscid = entered.first.map(|first| first.pscid);
-        self.tally.loads.missed = false;
         let need = need(ask, is_translated, &entered);
         let stop = |stop| fault(stop, ask.access());
         let first = self.first_stage(dc, entered.first);
@@ -182,7 +181,8 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
             let second = Mapping { execute: false, ..Mapping::identity(Gpa::new(0)) };
             return Ok(Outcome { to: To::Msi(destination), ..outcome(&first, &second, &entered, dc) });
         }
-        // 19. Second stage.
+        // 19. Second stage. D is of no use where the first does not allow the write (rule AD-09).
+        let need = Need { dirties: need.dirties && first.write, ..need };
         let second = walker.second_stage(first.to, need).map_err(stop)?;
         // 20. Done.
         let mut shift = first.shift.min(second.shift);
@@ -236,9 +236,11 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
     /// "Process to translate addresses of MSIs".
     fn message(&mut self, msi: &MsiContext, gscid: Gscid, gpa: NestedGpa, ask: Ask) -> Result<Destination, Fault> {
         let ioatc = &mut self.caches.ioatc;
-        let pte = match ioatc.msi(gscid, gpa) {
-            Some(pte) => pte,
-            None => msi.load(self.memory, View::of(self.registers), gpa)?,
+        let pte = if let Some(pte) = ioatc.msi(gscid, gpa) {
+            pte
+        } else {
+            self.tally.loads.missed = true;
+            msi.load(self.memory, View::of(self.registers), gpa)?
         };
         let destination = pte.destination(gpa, self.registers.capabilities().msi_mrif())?;
         if let Destination::File(_) = destination {

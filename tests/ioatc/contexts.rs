@@ -125,7 +125,11 @@ fn a_device_context_that_changed_needs_its_own_command_and_those_of_its_stages()
             vm.run(&commands);
             assert_eq!(vm.read(0, PAGE), Ok(vm.unless_forgotten(OLD, NEW)), "{rule}, CA-11: the context is known");
             vm.run(&[inval_ddt(Some(device_id(0)))]);
-            assert_eq!(vm.read(0, PAGE), Ok(vm.unless_forgotten(OLD, NEW)), "{rule}, DIR-05: what was known of it since");
+            assert_eq!(
+                vm.read(0, PAGE),
+                Ok(vm.unless_forgotten(OLD, NEW)),
+                "{rule}, DIR-05: what was known of it since"
+            );
             vm.run(&commands);
             assert_eq!(vm.read(0, PAGE), Ok(NEW), "{rule}");
         }

@@ -24,8 +24,7 @@ const OLD: u64 = 0x9800_0000;
 const NEW: u64 = 0xa800_0000;
 
 /// GSCID and PSCID of each device's space: of the guest's own, and of two VMs.
-const SPACES: [(Option<u32>, u32); 6] =
-    [(None, 1), (None, 2), (Some(5), 1), (Some(5), 2), (Some(6), 1), (Some(0), 1)];
+const SPACES: [(Option<u32>, u32); 6] = [(None, 1), (None, 2), (Some(5), 1), (Some(5), 2), (Some(6), 1), (Some(0), 1)];
 
 fn spaces(vm: &Vm) -> Vec<PageTable> {
     let seconds = [5, 6, 0].map(|gscid| (gscid, vm.second()));
@@ -87,7 +86,9 @@ fn an_address_anywhere_within_a_leaf_is_enough() {
             for mut vm in each() {
                 let table = vm.space(0, 1);
                 let map = |to: u64, flags: u64| match shift {
-                    16 => (0..16).for_each(|page| table.set(base + page * 0x1000, 0, (to | 0x8000) >> 2 | pte::N | flags)),
+                    16 => {
+                        (0..16).for_each(|page| table.set(base + page * 0x1000, 0, (to | 0x8000) >> 2 | pte::N | flags))
+                    }
                     _ => table.map(base, to, level, flags),
                 };
                 map(0x1_0000_0000, pte::RW);
@@ -208,7 +209,10 @@ fn an_address_that_can_not_be_mapped_is_no_error() {
         fill(&table, OLD);
         assert_eq!(vm.read(0, PAGE), Ok(OLD + 0x1000), "TR-18");
         for address in [1 << 39, 1 << 63, u64::MAX >> 1] {
-            vm.run(&[operands(None, None, Some(address)).vma(), operands(None, Some(1), Some(address)).non_leaf().vma()]);
+            vm.run(&[
+                operands(None, None, Some(address)).vma(),
+                operands(None, Some(1), Some(address)).non_leaf().vma(),
+            ]);
         }
         assert_eq!(vm.read(0, PAGE), Ok(OLD + 0x1000), "VMA-15");
     }

@@ -134,7 +134,10 @@ fn first_stage_tables_that_are_elsewhere_need_both_commands() {
         let root = table.root().get() + 0x4000_0000;
         vm.memory.map(Gpa::new(root), 0x1000);
         second.map(0x4000_0000, 0xc000_0000, 2, pte::RW);
-        vm.run(&[operands(Some(5), None, Some(table.root().get() - 0x4000_0000)).gvma(), inval_ddt(Some(device_id(0)))]);
+        vm.run(&[
+            operands(Some(5), None, Some(table.root().get() - 0x4000_0000)).gvma(),
+            inval_ddt(Some(device_id(0))),
+        ]);
         let kept = vm.unless_forgotten(Ok(0x8800_0000), Err(13));
         assert_eq!(vm.read(0, 0x1000), kept, "SWG-12, GVM-07: what was read of it is first-stage information");
         vm.run(&[operands(Some(5), Some(1), None).vma()]);

@@ -14,9 +14,8 @@ const TOP: [u64; 4] = [0, 1, SHARED >> 30, 0x1ff];
 impl Guest {
     /// An address that may be mapped in a first stage.
     pub(crate) fn address(&mut self) -> u64 {
-        let address = self.random.pick(&TOP) << 30
-            | self.random.pick(&PLACES[..3]) << 21
-            | self.random.pick(&PLACES) << 12;
+        let address =
+            self.random.pick(&TOP) << 30 | self.random.pick(&PLACES[..3]) << 21 | self.random.pick(&PLACES) << 12;
         // Canonical in every mode.
         (address << 25).cast_signed().wrapping_shr(25).cast_unsigned()
     }
@@ -257,7 +256,9 @@ impl Guest {
             let within = (1 << shift(level)) - 1;
             Some(table_of(entry) & !within | address & within & !0xfff)
         });
-        found.filter(|&at| at >> 12 & !4 == FILES >> 12 || at >> 30 == DATA >> 30).unwrap_or_else(|| self.data_address())
+        found
+            .filter(|&at| at >> 12 & !4 == FILES >> 12 || at >> 30 == DATA >> 30)
+            .unwrap_or_else(|| self.data_address())
     }
 
     fn change_second(&mut self) {

@@ -143,7 +143,8 @@ impl Guest {
         let is_pointed_at = self.realms[realm].spaces.iter().any(|space| space.tree.root == page)
             || page == directory
             || self.realms[realm].pages[&page].1 == 2
-            || levels == 3 && (0..512).any(|index| table_of(self.read(self.place(realm, directory) + index * 8)) == page);
+            || levels == 3
+                && (0..512).any(|index| table_of(self.read(self.place(realm, directory) + index * 8)) == page);
         if is_pointed_at {
             self.owe_pointers(realm);
         }
@@ -158,7 +159,8 @@ impl Guest {
 
     /// Pages of a VM that contexts point to, or that contexts are in, are elsewhere (rule SWG-12).
     pub(crate) fn owe_pointers(&mut self, realm: usize) {
-        let devices: Vec<_> = self.devices.iter().filter(|device| device.1.realm == realm).map(|device| device.0).collect();
+        let devices: Vec<_> =
+            self.devices.iter().filter(|device| device.1.realm == realm).map(|device| device.0).collect();
         for device in devices {
             self.owed.push(inval_ddt(Some(DeviceId::truncate(device))));
         }

@@ -162,7 +162,11 @@ impl Guest {
             (First::Space(space), _) => Some(space),
             (First::Processes, process) => {
                 let id = process.map_or(0, |process| process.0);
-                self.realms[context.realm].processes.iter().find(|process| process.id == id).and_then(|found| found.space)
+                self.realms[context.realm]
+                    .processes
+                    .iter()
+                    .find(|process| process.id == id)
+                    .and_then(|found| found.space)
             }
             _ => None,
         };
@@ -188,7 +192,8 @@ impl Guest {
         }
         let context = self.devices[device].1;
         let (is_vm, kind) = (context.realm != 0, kind(&mut self.random));
-        let is_gpa = is_vm && (context.first == First::Bare || matches!(kind, Kind::TranslatedRead | Kind::TranslatedWrite));
+        let is_gpa =
+            is_vm && (context.first == First::Bare || matches!(kind, Kind::TranslatedRead | Kind::TranslatedWrite));
         let page = match self.random.below(8) {
             0 if is_gpa => FILES + (self.random.below(5) << 12),
             1 if is_gpa => DATA + (self.random.below(0x400) << 12),

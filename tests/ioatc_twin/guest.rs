@@ -132,7 +132,21 @@ impl Guest {
     pub(crate) fn new(random: Random, rams: Vec<Ram>, is_late: bool) -> Self {
         let next = BASE + 0x4000;
         let (realms, devices, owed, focus, taken, broken, free, retired) = Default::default();
-        let mut guest = Self { random, rams, realms, devices, directory: 0, owed, focus, is_late, taken, broken, next, free, retired };
+        let mut guest = Self {
+            random,
+            rams,
+            realms,
+            devices,
+            directory: 0,
+            owed,
+            focus,
+            is_late,
+            taken,
+            broken,
+            next,
+            free,
+            retired,
+        };
         guest.directory = guest.page(1);
         for gscid in [None, Some(0), Some(3)] {
             guest.add_realm(gscid.map(Gscid::truncate));
