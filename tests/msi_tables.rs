@@ -973,7 +973,7 @@ fn pieces_of_a_request_end_at_the_file() {
     let mut vm = Vm::new();
     vm.set(0, flat(0x4_5600_0000));
     vm.set(1, [0, 0]);
-    let request = vm.write(WINDOW + 0xff0).with_length(0x20);
+    let request = vm.write(WINDOW + 0xff0).with_length(0x48);
     let pieces: Vec<_> = vm.rig.iommu.pieces(request).collect();
     let first = pieces[0].expect("the first file");
     assert_eq!((first.target, first.length), (file(0x4_5600_0ff0), 0x10), "SZ-05, ACC-08");
