@@ -574,8 +574,9 @@ fn a_page_of_the_other_privilege_is_not_there() {
         (0, false, false, false, ""),
         (0, false, false, true, ""),
         (SUM, false, false, false, ""),
-        (0, true, true, false, ""),
-        (0, true, true, true, ""),
+        // Priv says of which privilege there is no permission (ATS-09).
+        (0, true, true, false, "P"),
+        (0, true, true, true, "P"),
         (SUM, true, true, false, "RWP"),
         // The permissions of reads and writes, and none to execute.
         (SUM, true, true, true, "RWP"),

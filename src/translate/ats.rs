@@ -61,6 +61,10 @@ impl AtsRequest {
         Self { cxl, ..self }
     }
 
+    const fn is_privileged(&self) -> bool {
+        self.process.is_some() && self.privileged
+    }
+
     pub(crate) const fn ask(&self) -> Ask {
         Ask { executes: self.execute && self.process.is_some(), writes: !self.no_write, is_ats: true }
     }
@@ -78,7 +82,7 @@ pub enum AtsCompletion {
     CompleterAbort,
 }
 
-/// The fields of a successful completion; with no permission all others are 0, but for the size. `N` and `AMA` are 0
+/// The fields of a successful completion; with no permission only `size` and `privileged` are not 0. `N` and `AMA` are 0
 /// always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -115,6 +119,22 @@ impl AtsTranslation {
         (self.address | ones, self.size > 4096)
     }
 
+    /// No permission.
+    // UNSPECIFIED: the address; a device learns nothing from 0. CXL.io, where no memory type is known (rule ATS-13).
+    const fn nothing(request: &AtsRequest) -> Self {
+        Self {
+            address: 0,
+            size: 4096,
+            read: false,
+            write: false,
+            execute: false,
+            privileged: request.is_privileged(),
+            global: false,
+            untranslated_only: false,
+            cxl_io: false,
+        }
+    }
+
     /// What a good outcome is told as (rules ATS-06 to ATS-16).
     pub(crate) fn of(outcome: &Outcome, request: &AtsRequest) -> Self {
         let (is_msi, is_mrif, address) = match outcome.to {
@@ -127,7 +147,7 @@ impl AtsTranslation {
         let (read, write) = (outcome.permissions.read, outcome.permissions.write);
         let execute = outcome.permissions.execute && read && request.ask().executes;
         if !read && !write {
-            return Self::NOTHING;
+            return Self::nothing(request);
         }
         Self {
             address: address & !size.wrapping_sub(1),
@@ -135,7 +155,7 @@ impl AtsTranslation {
             read,
             write,
             execute,
-            privileged: request.process.is_some() && request.privileged,
+            privileged: request.is_privileged(),
             // UNSPECIFIED: a range without a first stage is not global (rule ATS-12).
             global: request.process.is_some() && outcome.global && !is_msi,
             untranslated_only: is_mrif,
@@ -145,7 +165,7 @@ impl AtsTranslation {
 }
 
 /// How a fault is told to the device, and whether it is recorded (rules ATS-01 to ATS-04).
-pub(crate) const fn completion_of(refusal: &Refusal) -> (AtsCompletion, bool) {
+pub(crate) const fn completion_of(refusal: &Refusal, request: &AtsRequest) -> (AtsCompletion, bool) {
     match refusal.fault.cause {
         Cause::AllInboundDisallowed
         | Cause::DdtLoadAccessFault
@@ -159,22 +179,7 @@ pub(crate) const fn completion_of(refusal: &Refusal) -> (AtsCompletion, bool) {
         | Cause::ReadGuestPageFault
         | Cause::WriteGuestPageFault
         | Cause::MsiPteNotValid
-        | Cause::PdtNotValid => (AtsCompletion::Success(AtsTranslation::NOTHING), false),
+        | Cause::PdtNotValid => (AtsCompletion::Success(AtsTranslation::nothing(request)), false),
         _ => (AtsCompletion::CompleterAbort, true),
     }
-}
-
-impl AtsTranslation {
-    /// No permission. The other fields are UNSPECIFIED; a device learns nothing from zeros.
-    const NOTHING: Self = Self {
-        address: 0,
-        size: 4096,
-        read: false,
-        write: false,
-        execute: false,
-        privileged: false,
-        global: false,
-        untranslated_only: false,
-        cxl_io: false,
-    };
 }

@@ -100,6 +100,8 @@ pub(crate) struct Refusal {
 pub(crate) struct Tally {
     pub(crate) ddt: u32,
     pub(crate) pdt: u32,
+    /// Second-stage entries for the process directory, which is in no first-stage address space.
+    pub(crate) implicit: u32,
     pub(crate) loads: Loads,
     pub(crate) gscid: Option<Gscid>,
     pub(crate) pscid: Option<Pscid>,
@@ -221,6 +223,7 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
             let mut loads = 0;
             let found = directory.locate(&mut self.walker(dc), process, ask.access(), &mut loads);
             self.tally.pdt = loads;
+            self.tally.implicit = core::mem::take(&mut self.tally.loads.second);
             let context = found?;
             self.caches.contexts.insert_process(origin.device, process, context);
             context

@@ -95,7 +95,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         Ok(match self.perform(&origin, request.ask()) {
             Ok(outcome) => AtsCompletion::Success(AtsTranslation::of(&outcome, request)),
             Err(refusal) => {
-                let (completion, recorded) = completion_of(&refusal);
+                let (completion, recorded) = completion_of(&refusal, request);
                 if recorded {
                     let _ = self.refuse(refusal, &origin);
                 }
@@ -182,6 +182,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
             (Event::DdtWalk, tally.ddt, &requested),
             (Event::PdtWalk, tally.pdt, &walked),
             (Event::FirstStageWalk, tally.loads.first, &walked),
+            (Event::SecondStageWalk, tally.implicit, &Tags { pscid: None, ..walked }),
             (Event::SecondStageWalk, tally.loads.second, &walked),
         ];
         for (event, times, tags) in events {
