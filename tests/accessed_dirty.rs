@@ -442,6 +442,14 @@ fn an_ats_request_sets_d_only_where_it_may_write() {
         assert!(found.read && (found.write || turn == 0), "AD-09, ATS-08");
         assert_eq!(both.first.get(IOVA, 0) & both.second.get(GPA, 0) & (A | D), A | D, "AD-09");
     }
+    // Where the first stage denies the write, D of the second is left alone, too.
+    let mut both = Both::new(SADE | GADE | EN_ATS);
+    both.first.map(IOVA, GPA, 0, CLEAN & !pte::W);
+    both.second.map(GPA, SPA, 0, CLEAN);
+    let request = AtsRequest::new(both.rig.device, Iova::new(IOVA));
+    let Ok(AtsCompletion::Success(found)) = both.rig.iommu.ats_translate(&request) else { panic!("mapped") };
+    assert_eq!((found.read, found.write), (true, false), "AD-09");
+    assert_eq!((both.first.get(IOVA, 0) | both.second.get(GPA, 0)) & D, 0, "AD-09");
     // The second stage without GADE, D = 0: R = W = 0.
     let mut both = Both::new(SADE | EN_ATS);
     both.second.map(GPA, SPA, 0, CLEAN | A);
