@@ -8,12 +8,14 @@ use core::fmt;
 pub mod capabilities;
 pub(crate) mod file;
 pub mod layout;
+mod set;
 
 pub use capabilities::{Capabilities, Igs};
 pub use layout::{
     Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Gxl, Icvec, Iocountinh, Iocountovf, Iohpmcycles, Iohpmevt, IommuQosid, Ipsr,
     MsiAddr, MsiVecCtl, Pqcsr, QueueBase, TrReqCtl, TrReqIova, TrResponse,
 };
+pub(crate) use set::RegisterSet;
 
 /// Width of a register access. Other widths are UNSPECIFIED; see [`mmio_read`](crate::VIommu::mmio_read).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -313,48 +315,6 @@ impl fmt::Display for Register {
             Self::MsiData(vector) => write!(f, "msi_data_{vector}"),
             Self::MsiVecCtl(vector) => write!(f, "msi_vec_ctl_{vector}"),
         }
-    }
-}
-
-/// A set of registers: those whose value a mirror page does not show yet.
-///
-/// One bit for each 4 bytes of the first 1 KiB of the page, where all registers are; that of its first 4 bytes stands
-/// for a register.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct RegisterSet([u64; 4]);
-
-impl RegisterSet {
-    /// Every register there is.
-    pub(crate) const ALL: Self = Self([Self::word(0), Self::word(1), Self::word(2), Self::word(3)]);
-
-    /// The bits of all registers in this quarter of the 1 KiB.
-    const fn word(quarter: u64) -> u64 {
-        let (mut word, mut bit) = (0_u64, 0_u64);
-        while bit < 64 {
-            let place = quarter.wrapping_mul(64).wrapping_add(bit);
-            // The first goes furthest down.
-            word >>= 1;
-            if Register::at(place.wrapping_mul(4)).is_some() {
-                word |= 1 << 63;
-            }
-            bit = bit.wrapping_add(1);
-        }
-        word
-    }
-
-    pub(crate) fn insert(&mut self, register: Register) {
-        let place = register.offset() >> 2;
-        if let Some(word) = self.0.get_mut(usize::from(place >> 6)) {
-            *word |= 1_u64.wrapping_shl(place.into());
-        }
-    }
-
-    /// Takes one register out of the set, that with the lowest offset first.
-    pub(crate) fn pop(&mut self) -> Option<Register> {
-        let (quarter, word) = (0_u64..).zip(&mut self.0).find(|(_, word)| **word != 0)?;
-        let place = quarter.wrapping_mul(64).wrapping_add(word.trailing_zeros().into());
-        *word &= word.wrapping_sub(1);
-        Register::at(place.wrapping_mul(4))
     }
 }
 
