@@ -1,4 +1,5 @@
-//! What a device model uses: requests, translations and their pieces, epochs and drains, attachments of emulated devices.
+//! What a device model uses: requests, translations and their pieces, epochs and drains, attachments of emulated
+//! devices.
 //!
 //! Rule IDs are those of the rules of translation, commands and registers; tests of a threat begin with its id.
 

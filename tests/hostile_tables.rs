@@ -1,6 +1,6 @@
-//! Tables a hostile guest builds: loops, tables that are other tables, addresses at the ends of every space, memory that
-//! changes while it is read, and memory that is not there. Nothing panics, nothing is read more often than the modes have
-//! levels, and nothing is touched that is not the guest's.
+//! Tables a hostile guest builds: loops, tables that are other tables, addresses at the ends of every space, memory
+//! that changes while it is read, and memory that is not there. Nothing panics, nothing is read more often than the
+//! modes have levels, and nothing is touched that is not the guest's.
 //!
 //! Tests of a threat begin with its id, as in `threats`; rule IDs are those of the rules of translation.
 

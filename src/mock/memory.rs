@@ -21,8 +21,8 @@ const GARBAGE: u64 = 0xdead_dead_dead_dead;
 /// Sparse guest memory, zeroed where mapped. A clone is another handle on the same memory.
 ///
 /// [`read`](Self::read) and [`write`](Self::write) are the guest's own accesses: they are not recorded and do not
-/// fail on [`fail`](Self::fail). The [`GuestMemory`] methods are the vIOMMU's: they are recorded, and they check the
-/// contract.
+/// fail on [`fail`](Self::fail). The [`GuestMemory`](crate::GuestMemory) methods are the vIOMMU's: they are recorded,
+/// and they check the contract.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
     state: Arc<Mutex<State>>,
@@ -33,13 +33,14 @@ pub struct Memory {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// [`GuestMemory::store`].
+    /// [`GuestMemory::store`](crate::GuestMemory::store).
     Store(Gpa, Vec<u64>),
-    /// [`GuestMemory::post`].
+    /// [`GuestMemory::post`](crate::GuestMemory::post).
     Post(Gpa, u32, Post),
-    /// [`GuestMemory::publish`].
+    /// [`GuestMemory::publish`](crate::GuestMemory::publish).
     Publish(u16, u32),
-    /// A [`GuestMemory::compare_exchange`] that stored: where, what was there, and what is there now.
+    /// A [`GuestMemory::compare_exchange`](crate::GuestMemory::compare_exchange) that stored: where, what was there,
+    /// and what is there now.
     Exchange(Gpa, u64, u64),
     /// [`Interrupts::set_wire`](crate::Interrupts::set_wire), if the wires were told to log here.
     Wire(u8, bool),
@@ -207,12 +208,13 @@ impl Memory {
         self.state().exchange_races.insert(at.get(), words);
     }
 
-    /// Takes [`GuestMemory::compare_exchange`] away: to be called before the vIOMMU is started.
+    /// Takes [`GuestMemory::compare_exchange`](crate::GuestMemory::compare_exchange) away: to be called before the
+    /// vIOMMU is started.
     pub fn without_compare_exchange(&self) {
         self.state().without_exchange = true;
     }
 
-    /// What [`GuestMemory::drain`] answers from now on; `None`: the host does not count DMA.
+    /// What [`GuestMemory::drain`](crate::GuestMemory::drain) answers from now on; `None`: the host does not count DMA.
     pub fn answer_drain(&self, answer: Option<Completion>) {
         self.state().drain = answer;
     }
@@ -223,7 +225,7 @@ impl Memory {
         mem::take(&mut self.state().drains)
     }
 
-    /// What [`GuestMemory::unmapped`] was told since it was last taken.
+    /// What [`GuestMemory::unmapped`](crate::GuestMemory::unmapped) was told since it was last taken.
     #[must_use]
     pub fn take_unmapped(&self) -> Vec<Invalidation<DeviceId>> {
         mem::take(&mut self.state().unmapped)

@@ -82,8 +82,8 @@ pub enum AtsCompletion {
     CompleterAbort,
 }
 
-/// The fields of a successful completion; with no permission only `size` and `privileged` are not 0. `N` and `AMA` are 0
-/// always.
+/// The fields of a successful completion; with no permission only `size` and `privileged` are not 0. `N` and `AMA` are
+/// 0 always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[expect(clippy::struct_excessive_bools, reason = "the bits of a completion")]

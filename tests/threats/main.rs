@@ -8,8 +8,8 @@
 //! | T29 save image trusted | save and restore |
 //! | T31 memory taken away under cached translations | `invalidate_gpa` |
 //!
-//! Translation by the crate itself is in `translation`; T07, T08 and T16 of its walks are in `hostile_tables.rs`, T34 and
-//! T38 of its devices in `dma_api.rs`.
+//! Translation by the crate itself is in `translation`; T07, T08 and T16 of its walks are in `hostile_tables.rs`, T34
+//! and T38 of its devices in `dma_api.rs`.
 //!
 //! In part: T09 without `watch`, T19 without restore, T23, T36 and T41 without ATS and page requests.
 
