@@ -1,7 +1,7 @@
 //! What translation remembers, and what each command has it forget: no less than the command names, and no more.
 //!
-//! Every test runs with a memory and without. What was not named may be old or new (rule CA-06): with a memory it is
-//! old here, which shows that the entry was kept; without one it is new.
+//! Every test runs with a memory and without. What was not named may be old or new (rule CA-06): with a memory it is old
+//! here, which shows that the entry was kept; without one it is new.
 //!
 //! Rule IDs are those of the rules of translation and of commands.
 

@@ -108,8 +108,8 @@ impl Guest {
         self.owe_first(tree.realm, &spaces, old);
     }
 
-    /// Changes all of a range that may be one leaf of 64 KiB (rule PTE-06); A and D are set, so that no entry of it
-    /// says more than another.
+    /// Changes all of a range that may be one leaf of 64 KiB (rule PTE-06); A and D are set, so that no entry of it says
+    /// more than another.
     fn change_range(&mut self, tree: Tree, address: u64, shared: bool) {
         let base = address & !0xffff;
         let old = self.old_range(tree, address);

@@ -128,8 +128,8 @@ impl Guest {
         }
     }
 
-    /// A page of a VM's tables was moved, with all that is in it: what was read of it still holds, but for who has
-    /// looked up where a pointer leads.
+    /// A page of a VM's tables was moved, with all that is in it: what was read of it still holds, but for who has looked
+    /// up where a pointer leads.
     pub(crate) fn owe_moved(&mut self, realm: usize, page: u64, old: &Old) {
         if self.is_late {
             // An entry may be marked in the old page until the invalidation.

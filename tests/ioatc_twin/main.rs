@@ -1,14 +1,12 @@
 //! The randomised twin test: what is remembered changes no answer.
 //!
-//! A guest with several devices, of processes and of VMs of its own, changes whatever there is in its tables. Two
-//! vIOMMUs have the same guest, each in a memory of its own; one remembers entries, the other reads its tables each
-//! time.
+//! A guest with several devices, of processes and of VMs of its own, changes whatever there is in its tables. Two vIOMMUs
+//! have the same guest, each in a memory of its own; one remembers entries, the other reads its tables each time.
 //!
 //! * Where every change is followed by the smallest invalidation that covers it, in one of the forms there are, each
 //!   answer, fault record and all, is the other's, and so is all of memory after it.
-//! * Where changes are used before they are invalidated, each answer is one that a vIOMMU without a memory gives if
-//!   each entry it reads is one that stood there since the last invalidation: all of these are tried until one gives
-//!   it.
+//! * Where changes are used before they are invalidated, each answer is one that a vIOMMU without a memory gives if each
+//!   entry it reads is one that stood there since the last invalidation: all of these are tried until one gives it.
 //!
 //! Seeds are fixed, so that every run is the same; `TWIN_SEED` takes another one, `TWIN_OPERATIONS` more operations.
 //! The long runs: `cargo test --release --test ioatc_twin -- --ignored --nocapture`.
