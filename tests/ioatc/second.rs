@@ -59,7 +59,9 @@ fn an_invalidation_is_about_the_vms_and_addresses_it_names() {
                 assert_eq!(vm.read(device, gpa), Ok(OLD + (gpa & 0xff_ffff)), "{rule}");
             }
             assert_eq!(vm.read(3, PAGE), Ok(OLD), "{rule}");
-            seconds.iter().for_each(|(_, second)| fill(second, NEW));
+            for (_, second) in &seconds {
+                fill(second, NEW);
+            }
             own.map(PAGE, NEW, 0, pte::RW);
             vm.run(&[command.gvma()]);
             for (device, (of, _)) in (0..).zip(&seconds) {

@@ -20,6 +20,7 @@
 )]
 
 mod change;
+mod contexts;
 mod cover;
 mod drive;
 mod guest;
@@ -147,7 +148,7 @@ fn twins<const CACHE: usize>(seed: u64, operations: u64) -> Figures {
             remembering.ring(commands);
             plain.ring(commands);
         } else if turned || guest.random.below(2000) == 0 {
-            // Through Bare and back: what is remembered stays, and no request is answered with it (rule CA-12).
+            // Through Bare and back: no request is answered with what is remembered in between (rule CA-12).
             turned = !turned;
             remembering.turn(&guest, !turned);
             plain.turn(&guest, !turned);
