@@ -218,6 +218,17 @@ fn an_msi_page_table_entry_is_found_by_its_guest_physical_address() {
 }
 
 #[test]
+fn an_msi_page_table_entry_that_is_not_valid_is_never_remembered() {
+    for mut vm in each() {
+        let files = vm.memory.allocate(1);
+        let _ = with_files(&vm, 0, 5, files);
+        assert_eq!(vm.write(0, FILES), Err(262), "CA-02, MSI-07");
+        file(&vm, files, 0, OLD);
+        assert_eq!(vm.write(0, FILES), Ok(OLD), "CA-02, MSI-13, SWG-17");
+    }
+}
+
+#[test]
 fn a_whole_msi_page_table_goes_with_its_vm() {
     for mut vm in each() {
         let files = vm.memory.allocate(1);

@@ -246,7 +246,7 @@ impl Guest {
     }
 
     /// The guest-physical address behind one in use, if there is one.
-    fn behind(&mut self, (realm, space, address): (usize, Option<usize>, u64)) -> u64 {
+    pub(crate) fn behind(&mut self, (realm, space, address): (usize, Option<usize>, u64)) -> u64 {
         let found = space.map_or(Some(address), |space| {
             let tree = self.realms[realm].spaces[space].tree;
             let leaf = |level| self.slot(tree, address, level).ok().map(|(at, _)| (self.read(at), level));
@@ -254,9 +254,7 @@ impl Guest {
             let within = (1 << shift(level)) - 1;
             Some(table_of(entry) & !within | address & within & !0xfff)
         });
-        found
-            .filter(|&at| at >> 12 & !4 == FILES >> 12 || at >> 30 == DATA >> 30)
-            .unwrap_or_else(|| self.data_address())
+        found.filter(|&at| at & !0x3fff == FILES || at >> 30 == DATA >> 30).unwrap_or_else(|| self.data_address())
     }
 
     fn change_second(&mut self) {

@@ -80,8 +80,11 @@ impl Guest {
 
     /// Another entry of an MSI page table, in basic translate mode for the most part (rules MSI-08, MSI-09).
     pub(crate) fn change_file(&mut self) {
-        let realm = self.random.pick(&[1, 2]);
-        let index = self.random.below(4);
+        let (realm, address) = match self.focus {
+            Some(focus @ (1.., ..)) => (focus.0, self.behind(focus)),
+            _ => (self.random.pick(&[1, 2]), 0),
+        };
+        let index = if address & !0x3fff == FILES { address >> 12 & 3 } else { self.random.below(4) };
         let at = self.realms[realm].files + index * 16;
         let was_valid = self.read(at) & 1 != 0;
         let new = match self.random.below(8) {

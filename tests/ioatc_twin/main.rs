@@ -53,7 +53,8 @@ impl Recent {
 
     fn note(&mut self, ask: Ask, answer: &Answer, loads: u64, random: &mut Random) {
         if !answer.is_good() || (loads <= CONTEXT_LOADS && random.percent(80)) {
-            self.0.retain(|recent| !recent.is_like(&ask));
+            // What was refused is seldom asked for again.
+            self.0.retain(|recent| !recent.is_like(&ask) || random.percent(15));
         } else if self.0.len() < 8 {
             self.0.push(ask);
         } else if random.percent(15) {
