@@ -114,9 +114,10 @@ fn a_device_context_that_changed_needs_its_own_command_and_those_of_its_stages()
             // The same tags, another table: all that is known of it has to go.
             let set = |vm: &Vm, table: &PageTable| {
                 directory.set(process(0), [1 | 1 << 12, table.iosatp()]);
-                match processes {
-                    true => vm.set(0, &[1 | 1 << 5 | 1 << 9, iohgatp, 0, directory.pdtp()]),
-                    false => vm.set(0, &[1, iohgatp, 1 << 12, table.iosatp()]),
+                if processes {
+                    vm.set(0, &[1 | 1 << 5 | 1 << 9, iohgatp, 0, directory.pdtp()]);
+                } else {
+                    vm.set(0, &[1, iohgatp, 1 << 12, table.iosatp()]);
                 }
             };
             set(&vm, &old);
@@ -245,7 +246,9 @@ fn what_is_not_valid_is_never_remembered() {
             (first.entry_address(PAGE, 0), 13),
         ];
         let toggle = |vm: &Vm, at: Gpa| vm.memory.write(at, vm.memory.read(at) ^ 1);
-        entries.iter().for_each(|&(at, _)| toggle(&vm, at));
+        for (at, _) in entries {
+            toggle(&vm, at);
+        }
         for (at, cause) in entries {
             for _ in 0..2 {
                 assert_eq!(vm.ask(request), Err(cause), "CA-02");

@@ -12,6 +12,12 @@ const OTHER: u64 = 0x4000_3000;
 const GLOBAL: u64 = 0x4000_5000;
 const LARGE: u64 = 0x4020_0000;
 
+fn fill_all(tables: &[PageTable], to: u64) {
+    for table in tables {
+        fill(table, to);
+    }
+}
+
 /// What is mapped where in a space: first all to the one side of memory, then to the other.
 fn fill(table: &PageTable, to: u64) {
     table.map(PAGE, to + 0x1000, 0, pte::RW);
@@ -59,11 +65,11 @@ fn an_invalidation_is_about_the_spaces_and_addresses_it_names() {
     for (rule, gscid, pscid, address) in rules {
         for mut vm in each() {
             let tables = spaces(&vm);
-            tables.iter().for_each(|table| fill(table, OLD));
+            fill_all(&tables, OLD);
             for (device, iova) in (0..6).flat_map(|device| [PAGE, OTHER, GLOBAL, LARGE].map(|iova| (device, iova))) {
                 assert_eq!(vm.read(device, iova), Ok(OLD + (iova & 0xff_ffff)), "{rule}");
             }
-            tables.iter().for_each(|table| fill(table, NEW));
+            fill_all(&tables, NEW);
             vm.run(&[operands(gscid, pscid, address).vma()]);
             for (device, space) in (0..).zip(SPACES) {
                 for iova in [PAGE, OTHER, GLOBAL, LARGE] {
@@ -85,15 +91,15 @@ fn an_address_anywhere_within_a_leaf_is_enough() {
         for at in [0, 0xfff, (1 << shift) - 1, 1 << (shift - 1), (1 << shift) - 0x1000] {
             for mut vm in each() {
                 let table = vm.space(0, 1);
-                let map = |to: u64, flags: u64| match shift {
-                    16 => {
-                        (0..16).for_each(|page| table.set(base + page * 0x1000, 0, (to | 0x8000) >> 2 | pte::N | flags))
+                let map = |to: u64| {
+                    for page in 0..if shift == 16 { 16 } else { 1 } {
+                        let napot = if shift == 16 { 0x8000 >> 2 | pte::N } else { 0 };
+                        table.set(base + page * 0x1000, level, to >> 2 | napot | pte::RW);
                     }
-                    _ => table.map(base, to, level, flags),
                 };
-                map(0x1_0000_0000, pte::RW);
+                map(0x1_0000_0000);
                 assert_eq!(vm.read(0, base + 0x123), Ok(0x1_0000_0123), "PTE-06");
-                map(0x2_0000_0000, pte::RW);
+                map(0x2_0000_0000);
                 let kept = vm.unless_forgotten(0x1_0000_0123, 0x2_0000_0123);
                 // Right before it, and right behind.
                 vm.run(&[operands(None, Some(1), Some(base + (1 << shift))).vma()]);

@@ -27,7 +27,7 @@ use riscv_viommu::mock::guest::{Iotinval, register};
 use riscv_viommu::mock::tables::{Directory, PageTable, pte};
 use riscv_viommu::{
     AtsCompletion, AtsRequest, Attachment, Cause, Config, DeviceId, DevicePolicy, FirstStageMode, Gscid, Iova, Pscid,
-    Request, SecondStageMode, Target, TranslateError, Translation, Width,
+    Request, SecondStageMode, Target, TranslateError, Translation,
 };
 
 /// Entries of each kind, where there is a memory; enough for every test but those that want it to be small.
@@ -40,7 +40,6 @@ trait Side {
     fn translate(&mut self, request: Request) -> Result<Translation, TranslateError>;
     fn ats(&mut self, request: AtsRequest) -> AtsCompletion;
     fn write8(&mut self, offset: u64, value: u64);
-    fn read(&self, offset: u64) -> u64;
     fn reset(&mut self);
     fn take_fault(&mut self) -> [u64; 4];
 }
@@ -52,7 +51,11 @@ impl<const CACHE: usize> Side for DmaRig<CACHE> {
 
     fn run(&mut self, commands: &[[u64; 2]]) {
         let _ = DmaRig::run(self, commands.iter().copied());
-        assert_eq!(self.read(register::CQH), self.read(register::CQT), "every command is legal, and carried out");
+        assert_eq!(
+            DmaRig::read(self, register::CQH),
+            DmaRig::read(self, register::CQT),
+            "every command is legal, and carried out"
+        );
     }
 
     fn translate(&mut self, request: Request) -> Result<Translation, TranslateError> {
@@ -64,11 +67,7 @@ impl<const CACHE: usize> Side for DmaRig<CACHE> {
     }
 
     fn write8(&mut self, offset: u64, value: u64) {
-        let _ = self.iommu.write(offset, Width::U64, value);
-    }
-
-    fn read(&self, offset: u64) -> u64 {
-        self.iommu.read(offset, Width::U32)
+        DmaRig::write8(self, offset, value);
     }
 
     fn reset(&mut self) {

@@ -59,7 +59,9 @@ fn an_invalidation_is_about_the_vms_and_addresses_it_names() {
                 assert_eq!(vm.read(device, gpa), Ok(OLD + (gpa & 0xff_ffff)), "{rule}");
             }
             assert_eq!(vm.read(3, PAGE), Ok(OLD), "{rule}");
-            seconds.iter().for_each(|(_, second)| fill(second, NEW));
+            for (_, second) in &seconds {
+                fill(second, NEW);
+            }
             own.map(PAGE, NEW, 0, pte::RW);
             vm.run(&[command.gvma()]);
             for (device, (of, _)) in (0..).zip(&seconds) {
@@ -212,6 +214,17 @@ fn an_msi_page_table_entry_is_found_by_its_guest_physical_address() {
                 assert_eq!(vm.write(device, FILES + 0x1004), Ok(to + 4), "{rule}: device {device}");
             }
         }
+    }
+}
+
+#[test]
+fn an_msi_page_table_entry_that_is_not_valid_is_never_remembered() {
+    for mut vm in each() {
+        let files = vm.memory.allocate(1);
+        let _ = with_files(&vm, 0, 5, files);
+        assert_eq!(vm.write(0, FILES), Err(262), "CA-02, MSI-07");
+        file(&vm, files, 0, OLD);
+        assert_eq!(vm.write(0, FILES), Ok(OLD), "CA-02, MSI-13, SWG-17");
     }
 }
 

@@ -1,9 +1,8 @@
 //! What the guest changes: anything in its tables, at any level, one thing at a time, and what it owes for it.
 
-use riscv_viommu::mock::guest::inval_ddt;
 use riscv_viommu::mock::tables::pte;
 
-use crate::guest::{Context, DATA, FILES, First, Guest, Process, SHARED, Tree, is_table, shift, table_of};
+use crate::guest::{DATA, FILES, Guest, SHARED, Tree, is_table, shift, table_of};
 
 /// Places of the entries that have something in them, at any level.
 const PLACES: [u64; 6] = [0, 1, 2, 3, 16, 17];
@@ -119,9 +118,8 @@ impl Guest {
         for page in 0..16 {
             let at = self.make_slot(tree, base + page * 0x1000, 0);
             let new = match kind {
-                0 => 0,
                 1 if page < 3 => leaf ^ page << 10,
-                1 => 0,
+                0 | 1 => 0,
                 _ => leaf & !(0xf << 10) | 8 << 10 | pte::N,
             };
             self.write(at, &[new]);
@@ -166,7 +164,7 @@ impl Guest {
         page >> 2 | entry & 0x3ff
     }
 
-    fn retire_tables(&mut self, tree: Tree, entry: u64, level: u8) {
+    pub(crate) fn retire_tables(&mut self, tree: Tree, entry: u64, level: u8) {
         if !is_table(entry, level) {
             return;
         }
@@ -248,7 +246,7 @@ impl Guest {
     }
 
     /// The guest-physical address behind one in use, if there is one.
-    fn behind(&mut self, (realm, space, address): (usize, Option<usize>, u64)) -> u64 {
+    pub(crate) fn behind(&mut self, (realm, space, address): (usize, Option<usize>, u64)) -> u64 {
         let found = space.map_or(Some(address), |space| {
             let tree = self.realms[realm].spaces[space].tree;
             let leaf = |level| self.slot(tree, address, level).ok().map(|(at, _)| (self.read(at), level));
@@ -256,9 +254,7 @@ impl Guest {
             let within = (1 << shift(level)) - 1;
             Some(table_of(entry) & !within | address & within & !0xfff)
         });
-        found
-            .filter(|&at| at >> 12 & !4 == FILES >> 12 || at >> 30 == DATA >> 30)
-            .unwrap_or_else(|| self.data_address())
+        found.filter(|&at| at & !0x3fff == FILES || at >> 30 == DATA >> 30).unwrap_or_else(|| self.data_address())
     }
 
     fn change_second(&mut self) {
@@ -315,161 +311,5 @@ impl Guest {
         } else {
             self.owe_second(realm, &old);
         }
-    }
-
-    /// Another entry of an MSI page table, in basic translate mode for the most part (rules MSI-08, MSI-09).
-    fn change_file(&mut self) {
-        let realm = self.random.pick(&[1, 2]);
-        let index = self.random.below(4);
-        let at = self.realms[realm].files + index * 16;
-        let was_valid = self.read(at) & 1 != 0;
-        let new = match self.random.below(8) {
-            0 => [0, 0],
-            1 => [2 << 1 | 1, 0],
-            2 => [(crate::ram::BASE + 0x2000) >> 2 | 1 << 1 | 1, 0x2_8000 << 10 | 5],
-            _ => [(0x3_0000 + self.random.below(64)) << 10 | 3 << 1 | 1, 0],
-        };
-        self.write(at, &new);
-        if was_valid {
-            self.owe_file(realm, FILES + index * 0x1000);
-        }
-    }
-
-    pub(crate) fn random_process(&mut self, realm: usize, id: u32) -> Process {
-        let spaces = self.realms[realm].spaces.len();
-        let space = self.random.percent(90).then(|| self.random.index(spaces));
-        let (valid, ens) = (self.random.percent(90), self.random.percent(80));
-        Process { id, valid, ens, sum: self.random.percent(50), space }
-    }
-
-    pub(crate) fn random_context(&mut self) -> Context {
-        let realm = self.random.pick(&[0, 0, 1, 1, 2]);
-        let first = match self.random.below(10) {
-            0 => First::Bare,
-            1 => First::BareProcesses,
-            2..6 => First::Processes,
-            _ => First::Space(self.random.index(self.realms[realm].spaces.len())),
-        };
-        let ats = self.random.percent(60);
-        Context {
-            valid: self.random.percent(93),
-            realm,
-            first,
-            sade: self.random.percent(60),
-            gade: self.random.percent(60),
-            dtf: self.random.percent(20),
-            dpe: self.random.percent(50) && matches!(first, First::Processes | First::BareProcesses),
-            ats,
-            t2gpa: ats && realm != 0 && self.random.percent(40),
-            files: realm != 0 && self.random.percent(70),
-            reserved: self.random.percent(2),
-        }
-    }
-
-    fn change_context(&mut self) {
-        let index = self.random.index(self.devices.len());
-        let (device, old) = self.devices[index];
-        let mut new = self.random_context();
-        if self.random.percent(60) {
-            // The same stages, otherwise used.
-            (new.realm, new.first, new.dpe) = (old.realm, old.first, old.dpe);
-            (new.t2gpa, new.files) = (new.t2gpa && new.realm != 0, new.files && new.realm != 0);
-        }
-        self.devices[index].1 = new;
-        let at = self.context_address(device, 0);
-        self.write(at, &self.context_words(&new));
-        self.owe_context(device, &old);
-    }
-
-    /// An entry above device contexts is taken away for a while (rule SWG-05).
-    fn change_directory(&mut self) {
-        let index = self.random.index(self.devices.len());
-        let level = self.random.pick(&[1, 2]);
-        self.toggle_directory_entry(None, self.devices[index].0, level);
-    }
-
-    /// An entry above process contexts is taken away for a while (rule SWG-07).
-    fn change_process_directory(&mut self) {
-        let realm = self.random.index(self.realms.len());
-        let index = self.random.index(self.realms[realm].processes.len());
-        let level = self.random.index(usize::from(self.realms[realm].directory.1));
-        if level > 0 {
-            let process = self.realms[realm].processes[index].id;
-            self.toggle_directory_entry(Some(realm), process, u8::try_from(level).unwrap());
-        }
-    }
-
-    /// The other V for an entry above contexts: it still says where the table is.
-    fn toggle_directory_entry(&mut self, realm: Option<usize>, id: u32, level: u8) {
-        let at = match realm {
-            Some(realm) => self.process_address(realm, id, level),
-            None => self.context_address(id, level),
-        };
-        let entry = self.read(at);
-        self.write(at, &[entry ^ 1]);
-        if entry & 1 == 0 {
-            return;
-        }
-        self.taken.push((realm, id, level));
-        match realm {
-            Some(realm) => {
-                let owed = self.with_processes(realm).into_iter().map(|device| inval_ddt(Some(device)));
-                self.owed.extend(owed);
-            }
-            None => self.owed.push(inval_ddt(None)),
-        }
-    }
-
-    /// A space gets another root, with all but one of the entries, and every context that has it is written anew.
-    fn change_root(&mut self) {
-        let realm = self.random.index(self.realms.len());
-        let space = self.random.index(self.realms[realm].spaces.len());
-        let tree = self.realms[realm].spaces[space].tree;
-        let from = self.place(realm, tree.root);
-        let root = self.table(realm, 1);
-        let to = self.place(realm, root);
-        let dropped = if tree.levels == 3 { self.random.pick(&[0, 1, 0x1ff]) } else { 0x1ff };
-        for index in 0..512 {
-            let entry = self.read(from + index * 8);
-            if index == dropped {
-                self.retire_tables(tree, entry, tree.levels - 1);
-            } else {
-                self.write(to + index * 8, &[entry]);
-            }
-        }
-        self.fresh(to);
-        self.retire(Some(realm), tree.root, 1);
-        self.realms[realm].spaces[space].tree.root = root;
-        for index in 0..self.devices.len() {
-            let (device, context) = self.devices[index];
-            if context.realm == realm && context.first == First::Space(space) {
-                let at = self.context_address(device, 0);
-                self.write(at, &self.context_words(&context));
-                self.owe_context(device, &context);
-            }
-        }
-        for process in self.realms[realm].processes.clone() {
-            if process.space == Some(space) {
-                let at = self.process_address(realm, process.id, 0);
-                self.write(at, &self.process_words(realm, &process));
-                self.owe_process(realm, &process);
-            }
-        }
-        // What may be left of contexts that were not valid when it changed.
-        self.owe_space(realm, Some(space));
-    }
-
-    fn change_process(&mut self) {
-        let realm = self.random.index(self.realms.len());
-        let index = self.random.index(self.realms[realm].processes.len());
-        let old = self.realms[realm].processes[index];
-        let mut new = self.random_process(realm, old.id);
-        if self.random.percent(50) {
-            new.space = old.space;
-        }
-        self.realms[realm].processes[index] = new;
-        let at = self.process_address(realm, old.id, 0);
-        self.write(at, &self.process_words(realm, &new));
-        self.owe_process(realm, &old);
     }
 }

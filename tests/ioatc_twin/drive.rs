@@ -14,7 +14,7 @@ use crate::ram::Random;
 
 /// A vIOMMU that remembers so many entries of each kind.
 pub(crate) struct Iommu<M: GuestMemory, const CACHE: usize> {
-    iommu: VIommu<Parts<M, Wires, NoPhysical>, 8, 4, CACHE>,
+    inner: VIommu<Parts<M, Wires, NoPhysical>, 8, 4, CACHE>,
     devices: Vec<Attachment>,
     tail: u64,
 }
@@ -69,14 +69,14 @@ impl Answer {
 impl<M: GuestMemory, const CACHE: usize> Iommu<M, CACHE> {
     pub(crate) fn new(memory: M, guest: &Guest) -> Self {
         let parts = Parts { memory, interrupts: Wires::new(InterruptKinds::Wired), physical: NoPhysical };
-        let mut iommu = VIommu::new(parts);
+        let mut inner = VIommu::new(parts);
         let offer = Capabilities::from_bits(u64::MAX).with_pas(56).with_end(false);
         let config = Config::emulated().with_capabilities(offer).with_ats(true).with_synchronous_dma(true);
-        assert_eq!(iommu.start(&config.with_budget(1000)), Ok(()));
+        assert_eq!(inner.start(&config.with_budget(1000)), Ok(()));
         let policy = DevicePolicy::default().with_ats(true);
-        let attach = |&(id, _): &(u32, Context)| iommu.attach_emulated(DeviceId::truncate(id), policy).unwrap();
+        let attach = |&(id, _): &(u32, Context)| inner.attach_emulated(DeviceId::truncate(id), policy).unwrap();
         let devices = guest.devices.iter().map(attach).collect();
-        let mut all = Self { iommu, devices, tail: 0 };
+        let mut all = Self { inner, devices, tail: 0 };
         // 256 commands, 128 records.
         all.write(register::CQB, Width::U64, COMMANDS >> 2 | 7);
         all.write(register::CQCSR, Width::U32, register::ENABLE);
@@ -87,7 +87,7 @@ impl<M: GuestMemory, const CACHE: usize> Iommu<M, CACHE> {
     }
 
     fn write(&mut self, offset: u64, width: Width, value: u64) {
-        let _ = self.iommu.write(offset, width, value);
+        let _ = self.inner.write(offset, width, value);
     }
 
     /// 3LVL, or Bare.
@@ -100,7 +100,7 @@ impl<M: GuestMemory, const CACHE: usize> Iommu<M, CACHE> {
     pub(crate) fn ring(&mut self, commands: usize) {
         self.tail = (self.tail + u64::try_from(commands).unwrap()) % 256;
         self.write(register::CQT, Width::U32, self.tail);
-        assert_eq!(self.iommu.read(register::CQH, Width::U32), self.tail, "the commands are carried out");
+        assert_eq!(self.inner.read(register::CQH, Width::U32), self.tail, "the commands are carried out");
     }
 
     pub(crate) fn perform(&mut self, ask: &Ask) -> Answer {
@@ -116,14 +116,14 @@ impl<M: GuestMemory, const CACHE: usize> Iommu<M, CACHE> {
             Kind::Ats { no_write, execute } => {
                 let request = AtsRequest::new(device, iova).with_no_write(no_write).with_execute(execute);
                 let request = process.map_or(request, |(id, privileged)| request.with_process(id, privileged));
-                let answer = self.iommu.ats_translate(&request).map_or_else(Answer::Error, Answer::Ats);
+                let answer = self.inner.ats_translate(&request).map_or_else(Answer::Error, Answer::Ats);
                 self.take_faults();
                 return answer;
             }
         };
         let request = if ask.kind == Kind::Message { request } else { request.with_length(ask.length) };
         let request = process.map_or(request, |(id, privileged)| request.with_process(id, privileged));
-        match self.iommu.translate(&request) {
+        match self.inner.translate(&request) {
             Ok(to) => Answer::To(to.target, to.length, to.size, to.permissions, to.memory_type, to.qos),
             Err(TranslateError::Fault(cause)) => {
                 self.take_faults();
@@ -134,7 +134,7 @@ impl<M: GuestMemory, const CACHE: usize> Iommu<M, CACHE> {
     }
 
     fn take_faults(&mut self) {
-        let tail = self.iommu.read(register::FQT, Width::U32);
+        let tail = self.inner.read(register::FQT, Width::U32);
         self.write(register::FQH, Width::U32, tail);
     }
 }

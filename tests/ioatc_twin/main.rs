@@ -20,6 +20,7 @@
 )]
 
 mod change;
+mod contexts;
 mod cover;
 mod drive;
 mod guest;
@@ -52,7 +53,8 @@ impl Recent {
 
     fn note(&mut self, ask: Ask, answer: &Answer, loads: u64, random: &mut Random) {
         if !answer.is_good() || (loads <= CONTEXT_LOADS && random.percent(80)) {
-            self.0.retain(|recent| !recent.is_like(&ask));
+            // What was refused is seldom asked for again.
+            self.0.retain(|recent| !recent.is_like(&ask) || random.percent(15));
         } else if self.0.len() < 8 {
             self.0.push(ask);
         } else if random.percent(15) {
@@ -147,7 +149,7 @@ fn twins<const CACHE: usize>(seed: u64, operations: u64) -> Figures {
             remembering.ring(commands);
             plain.ring(commands);
         } else if turned || guest.random.below(2000) == 0 {
-            // Through Bare and back: what is remembered stays, and no request is answered with it (rule CA-12).
+            // Through Bare and back: no request is answered with what is remembered in between (rule CA-12).
             turned = !turned;
             remembering.turn(&guest, !turned);
             plain.turn(&guest, !turned);
