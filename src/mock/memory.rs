@@ -360,6 +360,7 @@ fn in_space(at: Gpa, count: usize) -> Result<(), MemoryFault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::GuestMemory;
 
     const AT: Gpa = Gpa::new(0x1000);
 
