@@ -5,6 +5,14 @@ use core::fmt;
 /// Bytes in a page, the unit of every table of the IOMMU.
 pub const PAGE_SIZE: u64 = 4096;
 
+/// The bits of an address within a page.
+pub(crate) const PAGE_SHIFT: u8 = 12;
+
+/// The low `bits` bits of an address.
+pub(crate) fn low_bits(bits: u8) -> u64 {
+    u64::MAX.checked_shl(bits.into()).map_or(u64::MAX, |above| !above)
+}
+
 /// An address a device uses, before any translation: 64 bits, whole space.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Iova(u64);

@@ -274,19 +274,21 @@ impl Config {
     fn emulated_capabilities(&self, own: Capabilities, atomic: bool) -> Capabilities {
         let offer = self.offer;
         let rv32 = self.gxl != Gxl::Zero;
-        let second_stage = (offer.sv32x4() && rv32) || offer.sv39x4() || offer.sv48x4() || offer.sv57x4();
+        let rv64 = self.gxl != Gxl::One;
+        let sv64x4 = (offer.sv39x4() || offer.sv48x4() || offer.sv57x4()) && rv64;
+        let second_stage = (offer.sv32x4() && rv32) || sv64x4;
         let ats = offer.ats() && self.ats;
         let mrif = offer.msi_mrif() && offer.msi_flat() && second_stage && atomic;
         own.with_sv32(offer.sv32() && rv32)
-            .with_sv39(offer.sv39())
-            .with_sv48(offer.sv48())
-            .with_sv57(offer.sv57())
+            .with_sv39(offer.sv39() && rv64)
+            .with_sv48(offer.sv48() && rv64)
+            .with_sv57(offer.sv57() && rv64)
             .with_svrsw60t59b(offer.svrsw60t59b())
             .with_svpbmt(offer.svpbmt())
             .with_sv32x4(offer.sv32x4() && rv32)
-            .with_sv39x4(offer.sv39x4())
-            .with_sv48x4(offer.sv48x4())
-            .with_sv57x4(offer.sv57x4())
+            .with_sv39x4(offer.sv39x4() && rv64)
+            .with_sv48x4(offer.sv48x4() && rv64)
+            .with_sv57x4(offer.sv57x4() && rv64)
             .with_msi_mrif(mrif)
             .with_amo_mrif(mrif)
             .with_amo_hwad(offer.amo_hwad() && atomic)

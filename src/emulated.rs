@@ -2,7 +2,7 @@
 
 use heapless::Vec;
 
-use crate::attachment::Attachment;
+use crate::attachment::{Attachment, Generations};
 use crate::id::DeviceId;
 
 /// A device the host emulates.
@@ -27,14 +27,13 @@ impl<const DEVICES: usize> Emulated<DEVICES> {
         self.devices.is_empty()
     }
 
-    /// Whether there is room for one more.
-    pub(crate) fn has_room(&self) -> bool {
-        !self.devices.is_full()
-    }
-
-    /// Takes a device in; whether there was room.
-    pub(crate) fn attach(&mut self, device: Device) -> bool {
-        self.devices.push(device).is_ok()
+    /// Takes a device in, if there is room.
+    pub(crate) fn attach(&mut self, id: DeviceId, ats: bool, generations: &mut Generations) -> Option<Attachment> {
+        if self.devices.is_full() {
+            return None;
+        }
+        let attachment = generations.attach(id);
+        self.devices.push(Device { attachment, ats }).ok().map(|()| attachment)
     }
 
     /// Takes the device of this id out.
@@ -62,18 +61,17 @@ impl<const DEVICES: usize> Emulated<DEVICES> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attachment::Generations;
 
     #[test]
     fn an_old_attachment_is_not_that_of_the_device_now() {
         let (mut generations, mut table) = (Generations::new(), Emulated::<1>::new());
         let id = DeviceId::truncate(8);
-        let old = generations.attach(id);
-        assert!(table.attach(Device { attachment: old, ats: false }));
-        assert!(!table.has_room() && table.attached(old).is_some());
+        let old = table.attach(id, false, &mut generations).unwrap();
+        assert!(
+            table.attach(DeviceId::truncate(9), false, &mut generations).is_none() && table.attached(old).is_some()
+        );
         assert_eq!(table.detach(id).map(|device| device.attachment), Some(old));
-        let new = generations.attach(id);
-        assert!(table.attach(Device { attachment: new, ats: true }));
+        let new = table.attach(id, true, &mut generations).unwrap();
         assert_eq!((table.attached(old), table.attached(new).map(|device| device.ats)), (None, Some(true)), "T34");
         assert_eq!((table.named(id), table.named(DeviceId::truncate(9))), (table.attached(new), None));
     }

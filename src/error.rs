@@ -122,6 +122,10 @@ pub enum AttachError {
     /// The host did not take the device.
     #[error("the host did not take the device: {0:}")]
     Host(OrderError),
+    /// The guest was promised updates of A and D bits, which the host's IOMMU makes; for an emulated device the vIOMMU has
+    /// to make them, and the host has no [`compare_exchange`](crate::GuestMemory::compare_exchange).
+    #[error("A and D bits are offered, and this host has no compare_exchange to update them")]
+    NoCompareExchange,
     /// DMA of emulated devices can not be waited for: the host neither keeps count of it
     /// ([`GuestMemory::drain`](crate::GuestMemory::drain)) nor says that there is nothing to count
     /// ([`Config::with_synchronous_dma`](crate::Config::with_synchronous_dma)).

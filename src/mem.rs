@@ -3,11 +3,15 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::addr::Gpa;
+use crate::addr::{Gpa, low_bits};
 use crate::backend::{GuestMemory, Post};
 use crate::error::MemoryFault;
-use crate::regs::file::{Registers, address_mask};
+use crate::regs::file::Registers;
 use crate::regs::{Lanes, Width, low_half};
+
+/// Times a word is looked at anew because it changed under its update.
+// UNSPECIFIED: the specification repeats without end, which a vCPU could make use of (rule VT-13).
+pub(crate) const ATTEMPTS: u8 = 8;
 
 /// How the guest's structures are to be read: what `fctl.BE` and `capabilities.PAS` say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +23,7 @@ pub(crate) struct View {
 impl View {
     /// The view of the structures `fctl.BE` governs (rules EDN-01, EDN-03).
     pub(crate) fn of(registers: &Registers) -> Self {
-        Self { big_endian: registers.fctl().be(), address_mask: address_mask(registers.capabilities().pas()) }
+        Self { big_endian: registers.fctl().be(), address_mask: low_bits(registers.capabilities().pas()) }
     }
 
     /// The same memory, for structures whose byte order `tc.SBE` says (rule EDN-02).
@@ -131,7 +135,7 @@ mod tests {
     const PAGE: Gpa = Gpa::new(0x8000_0000);
 
     fn view(big_endian: bool, pas: u8) -> View {
-        View { big_endian, address_mask: address_mask(pas) }
+        View { big_endian, address_mask: low_bits(pas) }
     }
 
     fn memory() -> Memory {

@@ -34,6 +34,11 @@ impl Stats {
         unexpected_completions: 0,
     };
 
+    /// Counts an event that presented an old attachment.
+    pub(crate) const fn count_stale(&mut self) {
+        self.stale_events = self.stale_events.wrapping_add(1);
+    }
+
     /// Counts what became of a fault.
     pub(crate) fn count(&mut self, recorded: Recorded) {
         let counter = match recorded {

@@ -77,6 +77,8 @@ pub struct VIommu<
     generations: Generations,
     /// What the last `ddtp` write waits for.
     directory: Option<Barrier>,
+    /// How many `ddtp` writes are done.
+    directories: u64,
     /// What the last call left.
     progress: Progress,
     stats: Stats,
@@ -130,6 +132,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
             drains: Drains::new(),
             generations: Generations::new(),
             directory: None,
+            directories: 0,
             progress: Progress::Idle,
             stats: Stats::NONE,
         }
@@ -224,7 +227,10 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     /// [`DetachError`] if there is no such device.
     pub fn detach(&mut self, id: DeviceId) -> Result<Progress, DetachError> {
         match self.emulated.detach(id) {
-            Some(device) => self.ats.forget(device.attachment),
+            Some(device) => {
+                self.ats.forget(device.attachment);
+                self.backend.unmapped(&Invalidation::Device(id));
+            }
             None => self.nest.detach(id)?,
         }
         Ok(self.run())
@@ -248,6 +254,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
             drains: _,
             generations: _,
             directory,
+            directories: _,
             progress: _,
             stats: _,
         } = self;
@@ -265,6 +272,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     /// Takes every device from the guest: to be called before the vIOMMU is dropped, which by itself does nothing.
     pub fn shutdown(&mut self) -> Progress {
         self.nest.detach_all();
+        self.forget_translations();
         self.emulated.detach_all();
         self.ats.reset();
         self.run()
@@ -313,6 +321,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
                 Ok(()) if !is_drained => {}
                 Ok(()) => {
                     self.directory = None;
+                    self.directories = self.directories.wrapping_add(1);
                     self.registers.clear_ddtp_busy();
                 }
                 Err(progress) => waits = waits.max(progress),
@@ -380,7 +389,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
 
     /// The fault queue, what it works on, and what counts its outcomes.
     fn fault_queue(&mut self) -> (&mut FaultQueue, faultq::Env<'_, B>, &mut Stats) {
-        let Self { backend, registers, signals, faults, nest, stats, .. } = self;
-        (faults, faultq::Env { registers, signals, memory: backend, fenced: nest.completed() }, stats)
+        let Self { backend, registers, signals, faults, nest, directories, stats, .. } = self;
+        let fenced = (nest.completed(), stats.commands.iofence_c.wrapping_add(*directories));
+        (faults, faultq::Env { registers, signals, memory: backend, fenced }, stats)
     }
 }

@@ -54,7 +54,12 @@ fn all() -> Capabilities {
 /// The first word of a record: CAUSE 11:0, PID 31:12, PV 32, PRIV 33, TTYP 39:34, DID 63:40 (FR-01).
 fn head(cause: u16, ttyp: u64, process: Option<(u32, bool)>) -> u64 {
     let process = process.map_or(0, |(pid, privileged)| u64::from(pid) << 12 | 1 << 32 | u64::from(privileged) << 33);
-    u64::from(cause) | process | ttyp << 34 | u64::from(DEVICE) << 40
+    u64::from(cause) | process | recorded(ttyp, process != 0) << 34 | u64::from(DEVICE) << 40
+}
+
+/// The TTYP of a record: a translated read for execution is told apart with a PASID only (FQ-38).
+fn recorded(ttyp: u64, has_process: bool) -> u64 {
+    if ttyp == 5 && !has_process { 6 } else { ttyp }
 }
 
 /// Every request a device can make of this address, with its TTYP.
@@ -178,7 +183,7 @@ fn a_device_id_wider_than_the_directory_is_refused_unread() {
             rig.forget_accesses();
             for (request, ttyp) in requests(device, IOVA) {
                 assert_eq!(rig.address(request), Err(260), "TR-06, DX-01: {id:#x} in {levels} levels");
-                let record = [0x104 | ttyp << 34 | u64::from(id) << 40, 0, IOVA, 0];
+                let record = [0x104 | recorded(ttyp, false) << 34 | u64::from(id) << 40, 0, IOVA, 0];
                 assert_eq!(rig.take_fault(), record, "TR-06, FR-04: not located, so DTF = 0");
             }
             let answer = rig.iommu.ats_translate(&AtsRequest::new(device, Iova::new(IOVA)));

@@ -65,6 +65,7 @@ impl InvalidationCompletion {
 
 /// A Page Request Group Response: of the guest, or of the IOMMU itself where the guest gets no record of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[must_use = "the device waits for it"]
 #[non_exhaustive]
 pub struct PageResponse {
     /// PASID, if the response has one.

@@ -76,7 +76,7 @@ pub trait GuestMemory {
     /// translation the host remembered, is of the epoch after the last one asked for ([`Epoch::next`]).
     fn drain(&mut self, upto: Epoch) -> Completion {
         let _ = upto;
-        Completion::Done
+        Completion::Pending
     }
 
     /// The guest has asked to forget these translations: a host that keeps translations of its own (vhost, an IOTLB

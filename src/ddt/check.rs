@@ -87,8 +87,8 @@ pub(crate) struct Rules {
     pub(crate) gxl: bool,
     /// Whether the guest may write `fctl.GXL`.
     pub(crate) gxl_writable: bool,
-    /// Width of `RCID` and `MCID` in bits.
-    pub(crate) qos_bits: u8,
+    /// Bits that `RCID` and `MCID` have.
+    pub(crate) qos_mask: u16,
 }
 
 /// The one copy of a context that everything is decided on (rule MRG-16).
@@ -168,8 +168,7 @@ impl Copied {
             || (rules.gxl && !tc.sxl())
             || (!rules.gxl && !rules.gxl_writable && tc.sxl())
             // 22. Width of the QoS ids, none without QOSID (DCK-01, DCK-22).
-            || is_wider(ta.rcid(), rules.qos_width())
-            || is_wider(ta.mcid(), rules.qos_width())
+            || (ta.rcid() | ta.mcid()) & !rules.qos_mask != 0
             // UNSPECIFIED: MSI translation without a second stage, which the text recommends to refuse (DCK-23).
             || (iohgatp.mode() == BARE && self.msi_mode().is_some_and(|mode| mode != BARE))
     }
@@ -209,16 +208,6 @@ impl Copied {
             _ => None,
         }
     }
-}
-
-impl Rules {
-    const fn qos_width(&self) -> u8 {
-        if self.capabilities.qosid() { self.qos_bits } else { 0 }
-    }
-}
-
-fn is_wider(id: u16, bits: u8) -> bool {
-    id.checked_shr(bits.into()).is_some_and(|above| above != 0)
 }
 
 fn pdtp_mode_offered(fsc: Fsc, caps: Capabilities) -> bool {

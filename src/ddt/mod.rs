@@ -52,7 +52,7 @@ impl Directory {
                 be: registers.fctl().be(),
                 gxl: registers.fctl().gxl(),
                 gxl_writable: registers.setup().gxl == Gxl::Writable,
-                qos_bits: registers.setup().qos_bits,
+                qos_mask: registers.qos_mask(),
             },
         })
     }

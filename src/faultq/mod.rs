@@ -38,19 +38,22 @@ pub(crate) enum Recorded {
     No,
 }
 
+/// The last fence of the host's that is complete, and how many fences and directories of the guest's are.
+pub(crate) type Fenced = (Ticket, u64);
+
 /// What the queue works on.
 pub(crate) struct Env<'a, M> {
     pub(crate) registers: &'a mut Registers,
     pub(crate) signals: &'a mut Signals,
     pub(crate) memory: &'a mut M,
-    /// The last fence that is complete.
-    pub(crate) fenced: Ticket,
+    /// Changes with every fence that is complete: the host's and the guest's.
+    pub(crate) fenced: Fenced,
 }
 
 #[derive(Debug)]
 pub(crate) struct FaultQueue {
     /// The last record written since the queue was turned on, and the last fence complete by then.
-    last: Option<(FaultRecord, Ticket)>,
+    last: Option<(FaultRecord, Fenced)>,
 }
 
 impl FaultQueue {

@@ -7,8 +7,9 @@
 
 use heapless::Vec;
 
-use crate::addr::{Gpa, NestedGpa};
-use crate::id::{Gscid, Pscid};
+use crate::addr::{Gpa, NestedGpa, PAGE_SHIFT, low_bits};
+use crate::cmdq::command::PageRange;
+use crate::id::{FirstStageMode, Gscid, Pscid, SecondStageMode};
 use crate::msi::pte::MsiPte;
 use crate::pt::pte::Pte;
 
@@ -51,7 +52,7 @@ impl<T, const N: usize> Set<T, N> {
 }
 
 /// Which addresses an invalidation is about: the pages of a range, or all.
-pub(crate) type Range = Option<crate::cmdq::command::PageRange>;
+pub(crate) type Range = Option<PageRange>;
 
 /// A leaf entry, and how far above it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +79,16 @@ pub(crate) struct Table<A> {
 pub(crate) struct Space {
     pub(crate) gscid: Option<Gscid>,
     pub(crate) pscid: Pscid,
+    /// Where two tables of different schemes have one tag, an entry of one is none of the other.
+    pub(crate) mode: FirstStageMode,
+}
+
+/// A second-stage address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SecondSpace {
+    pub(crate) gscid: Gscid,
+    /// As above.
+    pub(crate) mode: SecondStageMode,
 }
 
 /// What an entry stands for.
@@ -177,7 +188,7 @@ struct MsiEntry {
 #[derive(Debug)]
 pub(crate) struct Ioatc<const N: usize> {
     pub(crate) first: Stage<Space, NestedGpa, N>,
-    pub(crate) second: Stage<Gscid, Gpa, N>,
+    pub(crate) second: Stage<SecondSpace, Gpa, N>,
     msi: Set<MsiEntry, N>,
 }
 
@@ -208,7 +219,7 @@ impl<const N: usize> Ioatc<N> {
 
     /// `IOTINVAL.GVMA`: second-stage entries of one VM, or of all (rules GVM-01 to GVM-03).
     pub(crate) fn forget_second(&mut self, gscid: Option<Gscid>, range: Range) {
-        self.second.0.forget(|entry| gscid.is_none_or(|gscid| entry.space == gscid && entry.is_meant(range)));
+        self.second.0.forget(|entry| gscid.is_none_or(|gscid| entry.space.gscid == gscid && entry.is_meant(range)));
         let is_within = |page| range.is_none_or(|range| (range.first().get()..=range.last().get()).contains(&page));
         self.msi.forget(|entry| gscid.is_none_or(|gscid| entry.gscid == gscid && is_within(entry.page)));
     }
@@ -221,14 +232,7 @@ impl<const N: usize> Ioatc<N> {
     }
 }
 
-const PAGE_SHIFT: u8 = 12;
-
 /// `address` with its low `shift` bits cleared.
 fn aligned(address: u64, shift: u8) -> u64 {
     address & !low_bits(shift)
-}
-
-/// The low `shift` bits.
-pub(crate) fn low_bits(shift: u8) -> u64 {
-    u64::MAX.checked_shl(shift.into()).map_or(u64::MAX, |above| !above)
 }

@@ -7,12 +7,11 @@ pub mod pte;
 pub(crate) use mrif::Mrif;
 pub use pte::{FlatMsiPte, MrifMsiPte, MrifNotice, MsiPte};
 
-use crate::addr::{Gpa, NestedGpa};
+use crate::addr::{Gpa, NestedGpa, low_bits};
 use crate::backend::GuestMemory;
 use crate::ddt::MsiContext;
 use crate::error::MemoryFault;
 use crate::fault::{Cause, Fault};
-use crate::ioatc::low_bits;
 use crate::mem::View;
 
 /// Where accesses to a virtual interrupt file go.

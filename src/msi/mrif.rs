@@ -5,7 +5,7 @@ use crate::addr::{Gpa, NestedGpa, Ppn};
 use crate::backend::{GuestMemory, Post};
 use crate::error::MemoryFault;
 use crate::fault::{Cause, Fault};
-use crate::mem::View;
+use crate::mem::{ATTEMPTS, View};
 use crate::regs::Width;
 
 use super::pte::{MrifMsiPte, MrifNotice};
@@ -20,9 +20,6 @@ pub(crate) struct Mrif {
     /// Place in the page that was accessed.
     offset: u64,
 }
-
-/// Times a pending word is looked at anew because it changed under its update.
-const ATTEMPTS: u8 = 8;
 
 impl Mrif {
     pub(super) fn new(file: MrifMsiPte, notice: MrifNotice, gpa: NestedGpa) -> Self {

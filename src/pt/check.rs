@@ -1,7 +1,7 @@
 //! What makes a page-table entry good, and what makes it enough for an access.
 
-use crate::addr::Ppn;
-use crate::ioatc::{Leaf, low_bits};
+use crate::addr::{Ppn, low_bits};
+use crate::ioatc::Leaf;
 use crate::regs::Capabilities;
 
 use super::pte::Pte;
@@ -24,7 +24,12 @@ impl Extensions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
     /// Leads to the table of the next level.
-    Table(Ppn),
+    Table {
+        /// Its page.
+        ppn: Ppn,
+        /// Level of the entries in it.
+        level: u8,
+    },
     /// Maps 2^`shift` bytes.
     Leaf { shift: u8 },
 }
@@ -125,7 +130,8 @@ pub(super) fn judge(pte: Pte, level: u8, scheme: Scheme, extensions: Extensions)
     }
     if !pte.r() && !pte.x() {
         let plain = !pte.a() && !pte.d() && !pte.u() && pte.pbmt() == 0 && !pte.n();
-        return (plain && level > 0).then(|| Entry::Table(pte.ppn()));
+        let level = level.checked_sub(1)?;
+        return plain.then(|| Entry::Table { ppn: pte.ppn(), level });
     }
     let shift = match (pte.n(), level) {
         (false, _) => scheme.shift(level),

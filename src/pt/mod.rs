@@ -8,5 +8,4 @@ mod walk;
 
 pub(crate) use check::{Extensions, Implicit, Need};
 pub use pte::Pte;
-pub(crate) use scheme::Scheme;
 pub(crate) use walk::{FirstStage, Loads, Mapping, SecondStage, Stop, Walker};

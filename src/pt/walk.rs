@@ -8,9 +8,9 @@
 use crate::addr::{Gpa, Iova, NestedGpa, Ppn};
 use crate::backend::GuestMemory;
 use crate::error::MemoryFault;
-use crate::id::{Gscid, Pscid};
-use crate::ioatc::{Ioatc, Leaf, Space, Table};
-use crate::mem::View;
+use crate::id::{FirstStageMode, Gscid, Pscid, SecondStageMode};
+use crate::ioatc::{Ioatc, Leaf, SecondSpace, Space, Table};
+use crate::mem::{ATTEMPTS, View};
 
 use super::check::{Entry, Extensions, Implicit, Need, judge};
 use super::pte::Pte;
@@ -19,7 +19,7 @@ use super::scheme::Scheme;
 /// A first stage.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FirstStage {
-    pub(crate) scheme: Scheme,
+    pub(crate) mode: FirstStageMode,
     /// Root page, which the second stage translates.
     pub(crate) root: Ppn,
     pub(crate) pscid: Pscid,
@@ -32,14 +32,14 @@ pub(crate) struct FirstStage {
 /// A second stage of the guest's own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SecondStage {
-    pub(crate) scheme: Scheme,
+    pub(crate) mode: SecondStageMode,
     /// Root page, of a table of 16 KiB.
     pub(crate) root: Ppn,
     pub(crate) gscid: Gscid,
     /// `GADE`: A and D bits are updated.
     pub(crate) gade: bool,
     /// `SXL`: addresses have 34 bits, whatever the scheme (rule DC-14).
-    pub(crate) rv32: bool,
+    pub(crate) sxl: bool,
     /// Byte order of its tables (`fctl.BE`).
     pub(crate) view: View,
 }
@@ -60,6 +60,22 @@ pub(crate) struct Mapping<A> {
     pub(crate) global: bool,
     /// PBMT.
     pub(crate) memory_type: u8,
+}
+
+impl FirstStage {
+    const fn scheme(&self) -> Scheme {
+        Scheme::first_stage(self.mode)
+    }
+}
+
+impl SecondStage {
+    const fn scheme(&self) -> Scheme {
+        Scheme::second_stage(self.mode)
+    }
+
+    const fn space(&self) -> SecondSpace {
+        SecondSpace { gscid: self.gscid, mode: self.mode }
+    }
 }
 
 impl<A> Mapping<A> {
@@ -121,10 +137,6 @@ pub(crate) struct Loads {
     pub(crate) missed: bool,
 }
 
-/// Times an entry is looked at anew because it changed under its update.
-// UNSPECIFIED: the specification repeats without end, which a vCPU could make use of (rule VT-13).
-const ATTEMPTS: u8 = 8;
-
 /// Walks for one request.
 #[derive(Debug)]
 pub(crate) struct Walker<'a, M, const CACHE: usize> {
@@ -147,10 +159,10 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
         let Some(stage) = stage else {
             return Ok(Mapping::identity(NestedGpa::new(iova.get())));
         };
-        if !stage.scheme.is_canonical(iova.get()) {
+        if !stage.scheme().is_canonical(iova.get()) {
             return Err(Stop::PageFault);
         }
-        let space = Space { gscid: self.second.map(|second| second.gscid), pscid: stage.pscid };
+        let space = Space { gscid: self.second.map(|second| second.gscid), pscid: stage.pscid, mode: stage.mode };
         let remembered = self.ioatc.first.leaf(space, iova.get());
         let enough = |leaf: &Leaf| need.allowed_by_first(leaf.pte) && need.marks(leaf.pte) == leaf.pte;
         let leaf = if let Some(leaf) = remembered.filter(enough) {
@@ -164,7 +176,7 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
     }
 
     fn walk_first(&mut self, stage: &FirstStage, space: Space, iova: Iova, need: Need) -> Result<Leaf, Stop> {
-        let scheme = stage.scheme;
+        let scheme = stage.scheme();
         let root = Table { at: NestedGpa::new(stage.root.base().get()), level: scheme.root_level(), global: false };
         let mut table = self.ioatc.first.table(space, iova.get()).unwrap_or(root);
         loop {
@@ -172,31 +184,30 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
             let at = NestedGpa::new(table.at.get() | scheme.offset(iova.get(), level));
             let (pte, entry) = self.look_first(stage, at, level, need)?;
             let global = table.global || pte.g();
-            match (entry, level.checked_sub(1)) {
-                (Entry::Table(ppn), Some(below)) => {
+            match entry {
+                Entry::Table { ppn, level: below } => {
                     table = Table { at: NestedGpa::new(ppn.base().get()), level: below, global };
                     self.ioatc.first.insert_table(space, iova.get(), scheme.shift(level), table);
                 }
-                (Entry::Leaf { shift }, _) => {
+                Entry::Leaf { shift } => {
                     let leaf = Leaf { pte, shift, global };
                     self.ioatc.first.insert_leaf(space, iova.get(), leaf);
                     return Ok(leaf);
                 }
-                (Entry::Table(_), None) => return Err(Stop::PageFault),
             }
         }
     }
 
     /// Looks at one entry, and marks it where it is a leaf: as it is in memory then.
     fn look_first(&mut self, stage: &FirstStage, at: NestedGpa, level: u8, need: Need) -> Result<(Pte, Entry), Stop> {
-        let width = stage.scheme.width;
+        let width = stage.scheme().width;
         for _ in 0..ATTEMPTS {
             // The entry's own address is translated each time (rules S1-06, AD-03).
             let place = self.second_stage(at, Need::IMPLICIT_READ)?.to;
             self.loads.first = self.loads.first.saturating_add(1);
             let pte = Pte::from_bits(stage.view.load_pte(self.memory, place, width)?);
-            let entry = judge(pte, level, stage.scheme, self.extensions).ok_or(Stop::PageFault)?;
-            if let Entry::Table(_) = entry {
+            let entry = judge(pte, level, stage.scheme(), self.extensions).ok_or(Stop::PageFault)?;
+            if let Entry::Table { .. } = entry {
                 return Ok((pte, entry));
             }
             if !need.allowed_by_first(pte) {
@@ -224,10 +235,10 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
             return Ok(Mapping::identity(gpa.untranslated()));
         };
         let refused = Stop::GuestPageFault(gpa.get() & !3 | need.implicit.iotval2());
-        if !stage.scheme.is_within(gpa.get()) || (stage.rv32 && gpa.get() >> 34 != 0) {
+        if !stage.scheme().is_within(gpa.get()) || (stage.sxl && gpa.get() >> 34 != 0) {
             return Err(refused);
         }
-        let remembered = self.ioatc.second.leaf(stage.gscid, gpa.get());
+        let remembered = self.ioatc.second.leaf(stage.space(), gpa.get());
         let enough = |leaf: &Leaf| need.allowed_by_second(leaf.pte) && need.marks(leaf.pte) == leaf.pte;
         let leaf = if let Some(leaf) = remembered.filter(enough) {
             leaf
@@ -240,24 +251,23 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
     }
 
     fn walk_second(&mut self, stage: &SecondStage, gpa: NestedGpa, need: Need, refused: Stop) -> Result<Leaf, Stop> {
-        let scheme = stage.scheme;
+        let scheme = stage.scheme();
         let root = Table { at: stage.root.base(), level: scheme.root_level(), global: false };
-        let mut table = self.ioatc.second.table(stage.gscid, gpa.get()).unwrap_or(root);
+        let mut table = self.ioatc.second.table(stage.space(), gpa.get()).unwrap_or(root);
         loop {
             let level = table.level;
             let at = table.at.or(scheme.offset(gpa.get(), level));
             let (pte, entry) = self.look_second(stage, at, level, need, refused)?;
-            match (entry, level.checked_sub(1)) {
-                (Entry::Table(ppn), Some(below)) => {
+            match entry {
+                Entry::Table { ppn, level: below } => {
                     table = Table { at: ppn.base(), level: below, global: false };
-                    self.ioatc.second.insert_table(stage.gscid, gpa.get(), scheme.shift(level), table);
+                    self.ioatc.second.insert_table(stage.space(), gpa.get(), scheme.shift(level), table);
                 }
-                (Entry::Leaf { shift }, _) => {
+                Entry::Leaf { shift } => {
                     let leaf = Leaf { pte, shift, global: false };
-                    self.ioatc.second.insert_leaf(stage.gscid, gpa.get(), leaf);
+                    self.ioatc.second.insert_leaf(stage.space(), gpa.get(), leaf);
                     return Ok(leaf);
                 }
-                (Entry::Table(_), None) => return Err(refused),
             }
         }
     }
@@ -270,12 +280,12 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
         need: Need,
         refused: Stop,
     ) -> Result<(Pte, Entry), Stop> {
-        let width = stage.scheme.width;
+        let width = stage.scheme().width;
         for _ in 0..ATTEMPTS {
             self.loads.second = self.loads.second.saturating_add(1);
             let pte = Pte::from_bits(stage.view.load_pte(self.memory, at, width)?);
-            let entry = judge(pte, level, stage.scheme, self.extensions).ok_or(refused)?;
-            if let Entry::Table(_) = entry {
+            let entry = judge(pte, level, stage.scheme(), self.extensions).ok_or(refused)?;
+            if let Entry::Table { .. } = entry {
                 return Ok((pte, entry));
             }
             let marked = need.marks(pte);

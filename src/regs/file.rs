@@ -316,10 +316,5 @@ impl QueueBase {
     }
 }
 
-/// The bits of an address of `pas` bits.
-pub(crate) fn address_mask(pas: u8) -> u64 {
-    u64::MAX.checked_shl(pas.into()).map_or(u64::MAX, |above| !above)
-}
-
 #[cfg(test)]
 mod tests;

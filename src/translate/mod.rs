@@ -12,7 +12,7 @@ pub use ats::{AtsCompletion, AtsRequest, AtsTranslation};
 pub(crate) use caches::Caches;
 pub use request::{Pbmt, Permissions, QosIds, Request, Target, Translation};
 
-use crate::addr::{Gpa, NestedGpa};
+use crate::addr::{Gpa, NestedGpa, PAGE_SHIFT};
 use crate::backend::GuestMemory;
 use crate::ddt::{Checked, FirstStageContext, Iosatp, MsiContext, Reading};
 use crate::error::MemoryFault;
@@ -22,14 +22,13 @@ use crate::id::{DeviceId, Gscid, ProcessId, Pscid};
 use crate::mem::View;
 use crate::msi::Destination;
 use crate::pdt::ProcessDirectory;
-use crate::pt::{Extensions, FirstStage, Implicit, Loads, Mapping, Need, Scheme, SecondStage, Stop, Walker};
-use crate::regs::DdtpMode;
+use crate::pt::{Extensions, FirstStage, Implicit, Loads, Mapping, Need, SecondStage, Stop, Walker};
 use crate::regs::file::Registers;
 
 /// What a request asks beyond its [`Origin`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ask {
-    /// An instruction fetch: of an untranslated request, of a translated one or an ATS request with a `process_id`.
+    /// An instruction fetch; of an ATS request, with a `process_id`.
     pub(crate) executes: bool,
     /// A write, or an ATS request without NW.
     pub(crate) writes: bool,
@@ -38,14 +37,9 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    /// What an access with or without a `process_id` asks.
-    // UNSPECIFIED: a translated read for execution without a process_id counts as a read (rule ACC-06).
-    pub(crate) const fn of(access: TransactionType, has_process: bool) -> Self {
-        let executes = match access {
-            TransactionType::UntranslatedExecute => true,
-            TransactionType::TranslatedExecute => has_process,
-            _ => false,
-        };
+    /// What an access asks.
+    pub(crate) const fn of(access: TransactionType) -> Self {
+        let executes = matches!(access.access(), Access::Execute);
         Self { executes, writes: matches!(access.access(), Access::Write), is_ats: false }
     }
 
@@ -149,8 +143,8 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
 
     /// What the directory says of a device, or what it said when it was last looked at.
     fn read_context(&mut self, device: DeviceId) -> Reading {
-        let has_directory = matches!(self.registers.mode(), DdtpMode::Levels(_));
-        if let Some(dc) = self.caches.contexts.device(device).filter(|_| has_directory) {
+        // Contexts are forgotten with the mode they were found in.
+        if let Some(dc) = self.caches.contexts.device(device) {
             return Reading::Context(dc);
         }
         let reading = Reading::take_counted(self.registers, self.memory, device, &mut self.tally.ddt);
@@ -178,6 +172,7 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
         // 17. First stage.
         let first = walker.first_stage(first.as_ref(), origin.iova, need).map_err(stop)?;
         // 18. An interrupt file of a VM, which takes the place of the second stage.
+        // UNSPECIFIED: also above the 34 bits that SXL leaves the second stage (rule DC-14).
         if let (Some(msi), Some(stage)) = (dc.msi.filter(|msi| msi.matches(first.to)), dc.second_stage) {
             let destination = self.message(&msi, stage.gscid, first.to, ask)?;
             let second = Mapping { execute: false, ..Mapping::identity(Gpa::new(0)) };
@@ -196,12 +191,10 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
 
     /// Steps 10 to 16: which first stage an untranslated or ATS request goes through.
     fn enter(&mut self, dc: &Checked, origin: &Origin, ask: Ask) -> Result<Entered, Fault> {
+        // 10. One for the device. Without a process_id the privilege is User (rule ACC-02).
         let pdtp = match dc.first_stage {
-            // 10. One for the device. Without a process_id the privilege is User (rule ACC-02).
             FirstStageContext::Iosatp(first) => return Ok(Entered { first, ..Entered::BARE }),
-            // 13. None.
-            FirstStageContext::Pdtp(None) => return Ok(Entered::BARE),
-            FirstStageContext::Pdtp(Some(pdtp)) => pdtp,
+            FirstStageContext::Pdtp(pdtp) => pdtp,
         };
         // 11-12. A request of no process is one of process 0, or has no first stage.
         let (process, supervisor) = match origin.process {
@@ -210,6 +203,10 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
             None => return Ok(Entered::BARE),
         };
         self.tally.process = Some(process);
+        // 13. None for any process.
+        let Some(pdtp) = pdtp else {
+            return Ok(Entered::BARE);
+        };
         // 14. Locate the process context.
         let context = if let Some(context) = self.caches.contexts.process(origin.device, process) {
             context
@@ -259,11 +256,11 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
     fn walker(&mut self, dc: &Checked) -> Walker<'_, M, CACHE> {
         let view = View::of(self.registers);
         let second = dc.second_stage.map(|stage| SecondStage {
-            scheme: Scheme::second_stage(stage.mode),
+            mode: stage.mode,
             root: stage.root,
             gscid: stage.gscid,
             gade: dc.tc.gade(),
-            rv32: dc.tc.sxl(),
+            sxl: dc.tc.sxl(),
             view,
         });
         Walker {
@@ -277,7 +274,7 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
 
     fn first_stage(&self, dc: &Checked, first: Option<Iosatp>) -> Option<FirstStage> {
         first.map(|Iosatp { mode, root, pscid }| FirstStage {
-            scheme: Scheme::first_stage(mode),
+            mode,
             root,
             pscid,
             sade: dc.tc.sade(),
@@ -285,8 +282,6 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
         })
     }
 }
-
-const PAGE_SHIFT: u8 = 12;
 
 /// A request that goes where it says, unchecked (rules TR-04, TR-11).
 fn untranslated(origin: &Origin, qos: QosIds) -> Outcome {

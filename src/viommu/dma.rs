@@ -3,13 +3,14 @@
 use core::iter::FusedIterator;
 
 use super::VIommu;
+use crate::addr::{Iova, Ppn, low_bits};
 use crate::attachment::Attachment;
 use crate::backend::{Backend, Epoch};
+use crate::emulated::Device;
 use crate::error::TranslateError;
-use crate::fault::{Cause, Fault, TransactionType};
+use crate::fault::{Access, Cause, Fault, TransactionType};
 use crate::faultq::Origin;
 use crate::hpm::{self, Event, Tags};
-use crate::ioatc::low_bits;
 use crate::mem::View;
 use crate::msi::Destination;
 use crate::progress::Progress;
@@ -31,13 +32,20 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     /// # Errors
     /// [`TranslateError`]; the device model aborts the access.
     pub fn translate(&mut self, request: &Request) -> Result<Translation, TranslateError> {
-        self.check_attached(request.device)?;
+        let granted = self.attached(request.device)?;
         let Request { device, access, iova, length, process, privileged, data } = *request;
-        if !access.is_untranslated() && !access.is_translated() {
+        // Addresses from ATS are only a device's that takes part in it; other types are no accesses.
+        let is_access = access.is_untranslated() || (access.is_translated() && granted.ats);
+        if !is_access {
             return Err(TranslateError::Unsupported);
         }
+        // A fetch has to be said to be one, which takes a process_id (rule FQ-38).
+        let access = match (access, process) {
+            (TransactionType::TranslatedExecute, None) => TransactionType::TranslatedRead,
+            _ => access,
+        };
         let origin = Origin { device: device.device(), access, process, privileged, iova };
-        let outcome = match self.perform(&origin, Ask::of(access, process.is_some())) {
+        let outcome = match self.perform(&origin, Ask::of(access)) {
             Ok(outcome) => outcome,
             Err(refusal) => return Err(self.refuse(refusal, &origin)),
         };
@@ -48,7 +56,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
                 if !mrif.takes(length) {
                     return Err(TranslateError::Unsupported);
                 }
-                if access.access() == crate::fault::Access::Write {
+                if access.access() == Access::Write {
                     let data = data.ok_or(TranslateError::NeedsData)?;
                     let view = View::of(&self.registers);
                     if let Err(fault) = mrif.store(&mut self.backend, view, data) {
@@ -85,11 +93,11 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     /// # Errors
     /// [`TranslateError`], if there is nothing to answer.
     pub fn ats_translate(&mut self, request: &AtsRequest) -> Result<AtsCompletion, TranslateError> {
-        self.check_attached(request.device)?;
-        let AtsRequest { device, iova, process, privileged, .. } = *request;
-        if !self.emulated.attached(device).is_some_and(|device| device.ats) || !self.registers.capabilities().ats() {
+        // Where the guest was not offered ATS its contexts do not enable it, and that is the fault.
+        if !self.attached(request.device)?.ats {
             return Err(TranslateError::Unsupported);
         }
+        let AtsRequest { device, iova, process, privileged, .. } = *request;
         let access = TransactionType::AtsTranslationRequest;
         let origin = Origin { device: device.device(), access, process, privileged, iova };
         Ok(match self.perform(&origin, request.ask()) {
@@ -122,7 +130,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         };
         let process = ctl.pv().then(|| ctl.pid());
         let origin = Origin { device: ctl.did(), access, process, privileged: ctl.is_priv(), iova };
-        let result = self.perform(&origin, Ask::of(access, ctl.pv())).and_then(|outcome| match outcome.to {
+        let result = self.perform(&origin, Ask::of(access)).and_then(|outcome| match outcome.to {
             To::Memory(at) | To::Msi(Destination::File(at)) => Ok((outcome, at)),
             // An interrupt file in memory has no address to tell (rule DBG-23).
             To::Msi(Destination::Mrif(_)) => {
@@ -139,15 +147,21 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         self.registers.set_debug_response(response);
     }
 
-    fn check_attached(&mut self, device: Attachment) -> Result<(), TranslateError> {
+    /// The emulated device of an attachment.
+    fn attached(&mut self, attachment: Attachment) -> Result<Device, TranslateError> {
         if self.config.is_none() {
             return Err(TranslateError::NotStarted);
         }
-        if self.emulated.attached(device).is_none() {
-            self.stats.stale_events = self.stats.stale_events.wrapping_add(1);
-            return Err(TranslateError::NotAttached);
-        }
-        Ok(())
+        self.emulated.attached(attachment).ok_or_else(|| {
+            self.stats.count_stale();
+            TranslateError::NotAttached
+        })
+    }
+
+    /// The same, if it takes part in ATS and the guest was offered that.
+    pub(super) fn attached_with_ats(&mut self, attachment: Attachment) -> Result<(), TranslateError> {
+        let granted = self.attached(attachment)?.ats && self.registers.capabilities().ats();
+        if granted { Ok(()) } else { Err(TranslateError::Unsupported) }
     }
 
     /// Translates, and counts what that took.
@@ -206,14 +220,12 @@ fn response(outcome: &Outcome, at: u64) -> TrResponse {
     // Half the size, less one: the ones.
     let ones = (size >> 1).saturating_sub(1);
     let page = (at & !low_bits(outcome.shift) | ones) >> 12;
-    TrResponse::new()
-        .with_pbmt(outcome.memory_type.encoding())
-        .with_s(outcome.shift > 12)
-        .with_ppn(crate::addr::Ppn::truncate(page))
+    TrResponse::new().with_pbmt(outcome.memory_type.encoding()).with_s(outcome.shift > 12).with_ppn(Ppn::truncate(page))
 }
 
 /// The pieces of a request: see [`VIommu::pieces`].
 #[derive(Debug)]
+#[must_use = "nothing is translated before it is asked for"]
 pub struct Pieces<'a, B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize> {
     iommu: &'a mut VIommu<B, DEVICES, BATCH, CACHE, ITAGS>,
     /// What has not been translated.
@@ -246,7 +258,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         if let Ok(piece) = &piece {
             let length = request.length.saturating_sub(piece.length);
             // UNSPECIFIED: a request goes on at address 0 behind the last one.
-            let iova = crate::addr::Iova::new(request.iova.get().wrapping_add(piece.length));
+            let iova = Iova::new(request.iova.get().wrapping_add(piece.length));
             self.left = (length != 0).then_some(Request { iova, length, ..request });
         }
         Some(piece)

@@ -5,7 +5,6 @@ use crate::addr::Iova;
 use crate::ats::{DeviceMessage, InvalidationCompletion, PageResponse};
 use crate::attachment::Attachment;
 use crate::backend::Backend;
-use crate::emulated::Device;
 use crate::error::{AttachError, TranslateError};
 use crate::fault::TransactionType;
 use crate::faultq::Origin;
@@ -32,17 +31,12 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         }
         // A nested vIOMMU may offer what only the host's IOMMU does.
         if self.registers.capabilities().amo_hwad() && !self.backend.has_compare_exchange() {
-            return Err(AttachError::Capability("AMO_HWAD without compare_exchange"));
+            return Err(AttachError::NoCompareExchange);
         }
         if self.nest.has(id) || self.emulated.named(id).is_some() {
             return Err(AttachError::IdInUse);
         }
-        if !self.emulated.has_room() {
-            return Err(AttachError::Full);
-        }
-        let attachment = self.generations.attach(id);
-        self.emulated.attach(Device { attachment, ats });
-        Ok(attachment)
+        self.emulated.attach(id, ats, &mut self.generations).ok_or(AttachError::Full)
     }
 
     /// The next message for an emulated device, which the host delivers: to be asked for after every call until there
@@ -52,6 +46,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     /// An [`Invalidation`](DeviceMessage::Invalidation) is answered by [`ats_completion`](Self::ats_completion) once
     /// the device has forgotten what it names and no longer uses it, or by [`ats_timeout`](Self::ats_timeout) if it
     /// does not answer in the time PCIe gives it; the guest's fence waits for either.
+    #[must_use = "the guest's fence waits for the device's answer"]
     pub fn next_message(&mut self) -> Option<(Attachment, DeviceMessage)> {
         let message = self.ats.take_message()?;
         if self.progress == Progress::Waiting {
@@ -77,7 +72,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     fn invalidated(&mut self, known: Option<bool>) -> Progress {
         match known {
             None => {
-                self.stats.stale_events = self.stats.stale_events.wrapping_add(1);
+                self.stats.count_stale();
                 self.progress
             }
             Some(known) => {
@@ -99,16 +94,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         attachment: Attachment,
         request: &PageRequest,
     ) -> Result<Option<PageResponse>, TranslateError> {
-        if self.config.is_none() {
-            return Err(TranslateError::NotStarted);
-        }
-        let Some(device) = self.emulated.attached(attachment) else {
-            self.stats.stale_events = self.stats.stale_events.wrapping_add(1);
-            return Err(TranslateError::NotAttached);
-        };
-        if !device.ats || !self.registers.capabilities().ats() {
-            return Err(TranslateError::Unsupported);
-        }
+        self.attached_with_ats(attachment)?;
         let id = attachment.device();
         let received = pageq::receive(id, request, &mut self.registers, &mut self.signals, &mut self.backend);
         let PageRequest { process, privileged, .. } = *request;

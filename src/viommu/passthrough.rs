@@ -65,7 +65,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
                 self.run()
             }
             Verdict::NotOurs => {
-                self.stats.stale_events = self.stats.stale_events.wrapping_add(1);
+                self.stats.count_stale();
                 self.progress
             }
         }

@@ -68,7 +68,13 @@ fn judge_as(context: Dwords, extended: bool, capabilities: Capabilities, be: boo
         Copied::Base(zerocopy::transmute!([tc, iohgatp, ta, fsc]))
     };
     copied
-        .judge(&Rules { capabilities, be, gxl: false, gxl_writable: false, qos_bits: 12 })
+        .judge(&Rules {
+            capabilities,
+            be,
+            gxl: false,
+            gxl_writable: false,
+            qos_mask: if capabilities.qosid() { 0xfff } else { 0 },
+        })
         .map_err(|fault| fault.cause.code())
 }
 

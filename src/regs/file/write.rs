@@ -1,12 +1,12 @@
 //! What a write makes of the registers: WARL rules, bits that clear when written, and the handshakes of the queues.
 
-use crate::addr::Ppn;
+use crate::addr::{Ppn, low_bits};
 use crate::regs::{
     Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Gxl, Icvec, Igs, Iocountinh, Iohpmcycles, Iohpmevt, IommuQosid, Ipsr, MsiAddr,
     MsiVecCtl, Pqcsr, QueueBase, Register, TrReqCtl, TrReqIova, Width, low_half,
 };
 
-use super::{Effect, MsiEntry, Registers, address_mask};
+use super::{Effect, MsiEntry, Registers};
 
 impl Registers {
     /// Applies a write and says what it sets in motion.
@@ -211,7 +211,7 @@ impl Registers {
 
     /// The bits of an address of `PAS` bits.
     fn address_mask(&self) -> u64 {
-        address_mask(self.setup.capabilities.pas())
+        low_bits(self.setup.capabilities.pas())
     }
 }
 
