@@ -14,7 +14,7 @@ use riscv_viommu::mock::{Event, Hardware, Memory, Physical, PhysicalDevice, Wire
 use riscv_viommu::{
     AtsRequest, AttachError, Attachment, Completion, Config, DetachError, DeviceId, DevicePolicy, Epoch,
     FirstStageMode, Gpa, Gscid, InterruptKinds, Invalidation, Iova, NoPhysical, Parts, Post, ProcessId, Progress,
-    Pscid, Request, Target, TransactionType, TranslateError, Translation, VIommu, Width,
+    Pscid, Request, SecondStageMode, Target, TransactionType, TranslateError, Translation, VIommu, Width,
 };
 
 const IOVA: u64 = 0x20_0040_3000;
@@ -599,5 +599,70 @@ fn a_mapping_of_the_guest_s_own_is_where_it_says_whatever_is_there() {
         table.map(IOVA, at, 0, LEAF);
         let found = rig.translate(read(&rig)).expect("mapped");
         assert_eq!(found.target, Target::Memory(Gpa::new(at)), "TR-21, T07");
+    }
+}
+
+#[test]
+fn a_fault_after_a_completed_fence_is_recorded_again() {
+    let (mut rig, table) = with_table::<0>(everything());
+    let fence = Iofence::PLAIN.accesses(true, true).encode();
+    for turn in 1..4 {
+        table.unmap(IOVA, 0);
+        assert_eq!(rig.run([Iotinval::ALL.vma(), fence]), Progress::Idle);
+        // Twice: the second says what the first says, which is unread.
+        assert_eq!([rig.address(read(&rig)), rig.address(read(&rig))], [Err(13); 2]);
+        assert_eq!(rig.read(reg::FQT), turn, "FQ-07, FR-12");
+        table.map(IOVA, PAGE, 0, LEAF);
+        assert_eq!(rig.run([Iotinval::ALL.vma(), fence]), Progress::Idle);
+        assert!(rig.address(read(&rig)).is_ok());
+    }
+    // So is one in a new directory.
+    table.unmap(IOVA, 0);
+    assert_eq!(rig.address(read(&rig)), Err(13));
+    let ddtp = rig.directory.ddtp();
+    rig.write8(reg::DDTP, 0);
+    rig.write8(reg::DDTP, ddtp);
+    assert_eq!(rig.address(read(&rig)), Err(13));
+    assert_eq!(rig.read(reg::FQT), 5, "FQ-07");
+}
+
+#[test]
+fn t38_a_shutdown_waits_for_dma() {
+    let (mut rig, _) = counting();
+    let epoch = rig.translate(read(&rig)).expect("mapped").epoch;
+    let _ = rig.memory.take_unmapped();
+    assert_eq!(rig.iommu.shutdown(), Progress::Waiting, "T38, T19");
+    assert_eq!(rig.memory.take_unmapped(), [Invalidation::Everything], "T38");
+    assert_eq!(rig.iommu.drained(epoch), Progress::Idle, "T38");
+}
+
+#[test]
+fn t23_addresses_from_ats_are_taken_from_devices_that_were_granted_it() {
+    let (mut rig, _) = with_table::<0>(everything());
+    let id = DeviceId::truncate(0x99);
+    let device = rig.iommu.attach_emulated(id, DevicePolicy::default()).expect("there is room");
+    // V and EN_ATS.
+    rig.directory.set(id, &[3]);
+    for request in [Request::read(device, Iova::new(IOVA)), Request::write(device, Iova::new(IOVA))] {
+        assert_eq!(rig.translate(request.translated()), Err(TranslateError::Unsupported), "T23");
+        assert!(rig.translate(request).is_ok(), "T23: what it knows itself is its own");
+    }
+    assert_eq!(rig.take_faults(), [[0; 4]; 0]);
+}
+
+#[test]
+fn tables_of_two_schemes_with_one_tag_are_each_used_as_what_they_are() {
+    let mut rig = DmaRig::<16>::new(everything());
+    let tables =
+        [SecondStageMode::Sv48x4, SecondStageMode::Sv39x4].map(|mode| PageTable::second_stage(&rig.memory, mode));
+    let ids = [DEVICE, 0x99].map(DeviceId::truncate);
+    let other = rig.iommu.attach_emulated(ids[1], DevicePolicy::default()).expect("there is room");
+    for (id, table) in ids.into_iter().zip(&tables) {
+        rig.directory.set(id, &[1, table.iohgatp(Gscid::truncate(1))]);
+        table.map(0x80_4000_4000, PAGE, 0, LEAF);
+        table.map(0x80_0000_4000, PAGE, 0, LEAF);
+    }
+    for (device, address) in [(rig.device, 0x80_0000_4000), (other, 0x80_4000_4000)] {
+        assert_eq!(rig.address(Request::read(device, Iova::new(address))), Ok(PAGE), "DC-18: either, and nothing else");
     }
 }
