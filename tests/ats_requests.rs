@@ -15,21 +15,13 @@ mod full_guest;
 use dma_rig::{DEVICE, DmaRig, Emulated, everything};
 use full_guest::{ADDR_PATTERN, ENS, FILE, FSC, GPA, GSCID, Guest, IOHGATP, PC_V, PROCESS, RWX, SPA, SUM, TC, WINDOW};
 use riscv_viommu::mock::guest::{Iotinval, register};
+use riscv_viommu::mock::tables::tc::{DPE, DTF, EN_ATS, GADE, PDTV, SADE, T2GPA};
 use riscv_viommu::mock::tables::{Directory, PageTable, pte};
 use riscv_viommu::mock::{Event, Memory, Wires};
 use riscv_viommu::{
     AtsCompletion, AtsRequest, AtsTranslation, Config, DeviceId, DevicePolicy, Gpa, InterruptKinds, Iova, MemoryFault,
     NoPhysical, Parts, ProcessId, Request, SecondStageMode, TranslateError,
 };
-
-/// Bits of `tc` (rules DC-01 to DC-12).
-const EN_ATS: u64 = 1 << 1;
-const T2GPA: u64 = 1 << 3;
-const DTF: u64 = 1 << 4;
-const PDTV: u64 = 1 << 5;
-const GADE: u64 = 1 << 7;
-const SADE: u64 = 1 << 8;
-const DPE: u64 = 1 << 9;
 
 /// A page of the process that leads to `GPA`, in the upper half of its addresses.
 const PAGE: u64 = 0x7e_0040_0000;

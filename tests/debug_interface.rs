@@ -16,6 +16,7 @@ mod full_guest;
 use dma_rig::{DEVICE, everything};
 use full_guest::{ENS, FILE, FSC, GPA, Guest, PAGE, PC_V, PROCESS, RWX, SPA, TA, TC, WINDOW};
 use riscv_viommu::mock::guest::{Iotinval, register};
+use riscv_viommu::mock::tables::tc::{DPE, DTF, EN_ATS, GADE, PDTV, SADE, T2GPA};
 use riscv_viommu::mock::tables::{Directory, PageTable, pte};
 use riscv_viommu::{DeviceId, FirstStageMode, Iova, MemoryFault, ProcessId, Progress, Request, Target, Width};
 
@@ -35,15 +36,6 @@ const PV: u64 = 1 << 32;
 const FAULT: u64 = 1;
 /// `tr_response.S` (rule DBG-16).
 const S: u64 = 1 << 9;
-
-/// Bits of `tc` (rules DC-01 to DC-10).
-const EN_ATS: u64 = 1 << 1;
-const T2GPA: u64 = 1 << 3;
-const DTF: u64 = 1 << 4;
-const PDTV: u64 = 1 << 5;
-const GADE: u64 = 1 << 7;
-const SADE: u64 = 1 << 8;
-const DPE: u64 = 1 << 9;
 
 /// CAUSE in 11:0, TTYP in 39:34, DID in 63:40 (rule FR-01).
 fn record(cause: u64, ttyp: u64) -> u64 {

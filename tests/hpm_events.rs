@@ -18,6 +18,7 @@ mod full_guest;
 use dma_rig::{DEVICE, DmaRig, everything};
 use full_guest::{FSC, GPA, GSCID, Guest, IOHGATP, PAGE, PROCESS, PSCID, RWX, SPA, TA, TC, WINDOW};
 use riscv_viommu::mock::guest::{Iotinval, inval_ddt, inval_pdt, register};
+use riscv_viommu::mock::tables::tc::{DPE, EN_ATS, EN_PRI, GADE, PDTV, SADE, T2GPA};
 use riscv_viommu::mock::tables::{Directory, PageTable, ProcessDirectory, pte};
 use riscv_viommu::{
     AtsRequest, DeviceId, FirstStageMode, Gpa, Iova, MemoryFault, PageRequest, Prgi, ProcessId, Request,
@@ -40,15 +41,6 @@ const DDT: u64 = 5;
 const PDT: u64 = 6;
 const FIRST: u64 = 7;
 const SECOND: u64 = 8;
-
-/// Bits of `tc` (rules DC-01 to DC-10).
-const EN_ATS: u64 = 1 << 1;
-const EN_PRI: u64 = 1 << 2;
-const T2GPA: u64 = 1 << 3;
-const PDTV: u64 = 1 << 5;
-const GADE: u64 = 1 << 7;
-const SADE: u64 = 1 << 8;
-const DPE: u64 = 1 << 9;
 
 fn iohpmctr(n: u64) -> u64 {
     104 + 8 * (n - 1)

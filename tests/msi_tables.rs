@@ -17,6 +17,7 @@ mod full_guest;
 use dma_rig::{DEVICE, everything};
 use full_guest::{ADDR_MASK, ADDR_PATTERN, FSC, GSCID, Guest, MSIPTP, TC, WINDOW};
 use riscv_viommu::mock::guest::{CommandRing, FaultRing, Iotinval, register};
+use riscv_viommu::mock::tables::tc::{DTF, EN_ATS, PDTV, SBE, T2GPA};
 use riscv_viommu::mock::tables::{Directory, PageTable, ProcessDirectory, pte};
 use riscv_viommu::mock::{Event, Memory};
 use riscv_viommu::{
@@ -31,13 +32,6 @@ const BESIDE: u64 = 0x5000_0000;
 /// A page outside of the window, which the second stage maps to `PLAIN`.
 const OUTSIDE: u64 = 0x3000_0000;
 const PLAIN: u64 = 0x5100_0000;
-
-/// Bits of `tc` (rules DC-01 to DC-11).
-const EN_ATS: u64 = 1 << 1;
-const T2GPA: u64 = 1 << 3;
-const DTF: u64 = 1 << 4;
-const PDTV: u64 = 1 << 5;
-const SBE: u64 = 1 << 10;
 
 /// An entry in basic translate mode: V bit 0, M = 3 in 2:1, PPN in 53:10.
 fn flat(page: u64) -> [u64; 2] {

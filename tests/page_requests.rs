@@ -12,6 +12,7 @@ use riscv_viommu::mock::guest::register::{
     PQOF, PQT,
 };
 use riscv_viommu::mock::guest::{FaultRing, PageRequestRing};
+use riscv_viommu::mock::tables::tc::{DTF, EN_ATS, EN_PRI, PRPR, V};
 use riscv_viommu::mock::{Event, tables::Directory};
 use riscv_viommu::{
     Attachment, Config, DeviceId, DevicePolicy, Gpa, InterruptKinds, Iova, MemoryFault, PageRequest,
@@ -24,12 +25,6 @@ const PAGES: Gpa = Gpa::new(0x8400_0000);
 /// `pqcsr` of a queue that is on.
 const RUNNING: u64 = ENABLE | ON;
 
-// tc (rules DC-01 to DC-07).
-const V: u64 = 1;
-const EN_ATS: u64 = 1 << 1;
-const EN_PRI: u64 = 1 << 2;
-const DTF: u64 = 1 << 4;
-const PRPR: u64 = 1 << 6;
 const PERMITTED: u64 = V | EN_ATS | EN_PRI;
 
 /// Head of the fault record of a page request without PASID: TTYP 9, the device, the cause.

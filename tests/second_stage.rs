@@ -16,15 +16,16 @@ mod walk_rig;
 
 use dma_rig::DmaRig;
 use riscv_viommu::mock::Memory;
+use riscv_viommu::mock::tables::tc::{EN_ATS, PDTV, SADE, SBE, SXL, T2GPA};
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory, pte};
 use riscv_viommu::{
     AtsCompletion, AtsRequest, Capabilities, FirstStageMode, Gpa, Iova, MemoryFault, Pbmt, Request, SecondStageMode,
     Target,
 };
 use walk_rig::{
-    ACCESSES, BE, EN_ATS, EXECUTE, FIRST, First, GSCID, GXL, IO, NC, OFFSET, PDTV, PROCESS, READ, SADE, SBE, SECOND,
-    SXL, Second, T2GPA, WRITE, config, context, entries, fault, go, gxl, nested_first_stage, process_context_below,
-    rig, runner, second_stage, set_fctl, sxl, translation, walk_loads,
+    ACCESSES, BE, EXECUTE, FIRST, First, GSCID, GXL, IO, NC, OFFSET, PROCESS, READ, SECOND, Second, WRITE, config,
+    context, entries, fault, go, gxl, nested_first_stage, process_context_below, rig, runner, second_stage, set_fctl,
+    sxl, translation, walk_loads,
 };
 
 /// V, R, W, X, U, A and D.

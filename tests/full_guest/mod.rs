@@ -4,13 +4,11 @@
 #![allow(dead_code, reason = "each test uses its part of it")]
 
 use riscv_viommu::mock::Memory;
+use riscv_viommu::mock::tables::tc::PDTV;
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory, pte};
 use riscv_viommu::{Config, FirstStageMode, Gpa, Gscid, Iova, ProcessId, Pscid, Request, SecondStageMode};
 
 use crate::dma_rig::{DmaRig, everything};
-
-/// `tc.PDTV` (rule DC-06).
-const PDTV: u64 = 1 << 5;
 
 /// Words of a context.
 pub(crate) const TC: usize = 0;
