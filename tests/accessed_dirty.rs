@@ -515,9 +515,9 @@ fn a_translation_request_of_the_guest_sets_a_and_d_too() {
         let mut both = Both::new(SADE | GADE);
         both.first.map(IOVA, GPA, 0, CLEAN);
         both.second.map(GPA, SPA, 0, CLEAN);
-        both.rig.write8(600, IOVA);
-        both.rig.write8(608, u64::from(dma_rig::DEVICE) << 40 | no_write | 1);
-        assert_eq!(both.rig.read8(616) & 1, 0, "DBG-27");
+        both.rig.write8(reg::TR_REQ_IOVA, IOVA);
+        both.rig.write8(reg::TR_REQ_CTL, u64::from(dma_rig::DEVICE) << 40 | no_write | 1);
+        assert_eq!(both.rig.read8(reg::TR_RESPONSE) & 1, 0, "DBG-27");
         assert_eq!(both.first.get(IOVA, 0) & (A | D), left, "AD-13, DBG-27");
         assert_eq!(both.second.get(GPA, 0) & (A | D), left, "AD-13, DBG-27");
     }

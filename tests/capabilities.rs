@@ -11,7 +11,9 @@ mod dma_rig;
 
 use common::Rig;
 use dma_rig::{DEVICE, DmaRig, everything};
-use riscv_viommu::mock::guest::register::{CAPABILITIES, CQCSR, CQH, DDTP, ENABLE, FQCSR, INTERRUPT_ENABLE, IPSR, ON};
+use riscv_viommu::mock::guest::register::{
+    CAPABILITIES, CQCSR, CQH, DDTP, ENABLE, FQCSR, INTERRUPT_ENABLE, IOMMU_QOSID, IPSR, ON,
+};
 use riscv_viommu::mock::guest::{Iofence, Iotinval};
 use riscv_viommu::mock::tables::tc::PDTV;
 use riscv_viommu::mock::tables::{Directory, PageTable, ProcessDirectory, pte};
@@ -19,9 +21,6 @@ use riscv_viommu::{
     AttachError, Attachment, Capabilities, Config, ConfigError, DeviceId, DevicePolicy, FirstStageMode, Gpa, Gscid,
     Gxl, InterruptKinds, Iova, Pbmt, ProcessId, QosIds, Request, SecondStageMode, Target,
 };
-
-/// Offset of `iommu_qosid`.
-const IOMMU_QOSID: u64 = 624;
 
 const V: u64 = 1;
 

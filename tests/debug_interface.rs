@@ -15,15 +15,11 @@ mod full_guest;
 
 use dma_rig::{DEVICE, everything};
 use full_guest::{ENS, FILE, FSC, GPA, Guest, PAGE, PC_V, PROCESS, RWX, SPA, TA, TC, WINDOW};
+use riscv_viommu::mock::guest::register::{IOMMU_QOSID, TR_REQ_CTL, TR_REQ_IOVA, TR_RESPONSE};
 use riscv_viommu::mock::guest::{Iotinval, register};
 use riscv_viommu::mock::tables::tc::{DPE, DTF, EN_ATS, GADE, PDTV, SADE, T2GPA};
 use riscv_viommu::mock::tables::{Directory, PageTable, pte};
 use riscv_viommu::{DeviceId, FirstStageMode, Iova, MemoryFault, ProcessId, Progress, Request, Target, Width};
-
-const TR_REQ_IOVA: u64 = 600;
-const TR_REQ_CTL: u64 = 608;
-const TR_RESPONSE: u64 = 616;
-const IOMMU_QOSID: u64 = 624;
 
 /// Bits of `tr_req_ctl` (rules DBG-03 to DBG-09).
 const GO: u64 = 1;

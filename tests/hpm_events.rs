@@ -8,7 +8,6 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
     reason = "small numbers, and a failure is a finding"
 )]
 
@@ -17,6 +16,9 @@ mod full_guest;
 
 use dma_rig::{DEVICE, DmaRig, everything};
 use full_guest::{FSC, GPA, GSCID, Guest, IOHGATP, PAGE, PROCESS, PSCID, RWX, SPA, TA, TC, WINDOW};
+use riscv_viommu::mock::guest::register::{
+    IOCOUNTINH, IOCOUNTOVF, OF, PMIP, TR_REQ_CTL, TR_REQ_IOVA, iohpmctr, iohpmevt,
+};
 use riscv_viommu::mock::guest::{Iotinval, inval_ddt, inval_pdt, register};
 use riscv_viommu::mock::tables::tc::{DPE, EN_ATS, EN_PRI, GADE, PDTV, SADE, T2GPA};
 use riscv_viommu::mock::tables::{Directory, PageTable, ProcessDirectory, pte};
@@ -24,13 +26,6 @@ use riscv_viommu::{
     AtsRequest, DeviceId, FirstStageMode, Gpa, Iova, MemoryFault, PageRequest, Prgi, ProcessId, Request,
     SecondStageMode, Target,
 };
-
-const IOCOUNTOVF: u64 = 88;
-const IOCOUNTINH: u64 = 92;
-const TR_REQ_IOVA: u64 = 600;
-const TR_REQ_CTL: u64 = 608;
-const PMIP: u64 = 1 << 2;
-const OF: u64 = 1 << 63;
 
 /// Events (rules HPM-23 to HPM-30).
 const UNTRANSLATED: u64 = 1;
@@ -41,14 +36,6 @@ const DDT: u64 = 5;
 const PDT: u64 = 6;
 const FIRST: u64 = 7;
 const SECOND: u64 = 8;
-
-fn iohpmctr(n: u64) -> u64 {
-    104 + 8 * (n - 1)
-}
-
-fn iohpmevt(n: u64) -> u64 {
-    352 + 8 * (n - 1)
-}
 
 impl<const CACHE: usize> Guest<CACHE> {
     /// A guest whose counter n counts event n, for n from 1 to 8, without filters; more for filters.

@@ -8,7 +8,7 @@
 mod dma_rig;
 
 use dma_rig::{DEVICE, DmaRig, everything};
-use riscv_viommu::mock::guest::register::{DDTP, FQCSR, FQOF};
+use riscv_viommu::mock::guest::register::{DDTP, FQCSR, FQOF, IOMMU_QOSID};
 use riscv_viommu::mock::guest::{Iofence, inval_ddt};
 use riscv_viommu::mock::tables::tc::{DTF, EN_ATS, PDTV, SADE, SXL, T2GPA};
 use riscv_viommu::mock::tables::{Directory, PageTable, ProcessDirectory, bare, pte};
@@ -22,8 +22,6 @@ const IOVA: u64 = 0x20_0040_3000;
 const V: u64 = 1;
 /// `fctl.GXL`.
 const GXL: u64 = 1 << 2;
-/// `iommu_qosid`: RCID in 11:0, MCID in 27:16.
-const IOMMU_QOSID: u64 = 624;
 
 /// A kind of access, with its TTYP and its causes of access, page and guest-page faults (ACC-03, ACC-04).
 #[derive(Clone, Copy)]
