@@ -16,14 +16,15 @@ mod walk_rig;
 
 use dma_rig::DmaRig;
 use riscv_viommu::mock::guest::{Iofence, Iotinval, register as reg};
+use riscv_viommu::mock::tables::tc::{EN_ATS, GADE, PDTV, SADE};
 use riscv_viommu::mock::tables::{PageTable, pte};
 use riscv_viommu::mock::{Event, Memory};
 use riscv_viommu::{
     AtsCompletion, AtsRequest, FirstStageMode, Gpa, Gscid, Iova, MemoryFault, Request, SecondStageMode, Target,
 };
 use walk_rig::{
-    ACCESSES, Access, EN_ATS, FIRST, GADE, GSCID, OFFSET, PDTV, PROCESS, READ, SADE, SECOND, Single, WRITE, config,
-    context, fault, go, go_as, nested_first_stage, process_context, rig, runner, second_stage, walk_loads,
+    ACCESSES, Access, FIRST, GSCID, OFFSET, PROCESS, READ, SECOND, Single, WRITE, config, context, fault, go, go_as,
+    nested_first_stage, process_context, rig, runner, second_stage, walk_loads,
 };
 
 /// V, R, W, X, U; A and D are bits 6 and 7.
@@ -514,9 +515,9 @@ fn a_translation_request_of_the_guest_sets_a_and_d_too() {
         let mut both = Both::new(SADE | GADE);
         both.first.map(IOVA, GPA, 0, CLEAN);
         both.second.map(GPA, SPA, 0, CLEAN);
-        both.rig.write8(600, IOVA);
-        both.rig.write8(608, u64::from(dma_rig::DEVICE) << 40 | no_write | 1);
-        assert_eq!(both.rig.read8(616) & 1, 0, "DBG-27");
+        both.rig.write8(reg::TR_REQ_IOVA, IOVA);
+        both.rig.write8(reg::TR_REQ_CTL, u64::from(dma_rig::DEVICE) << 40 | no_write | 1);
+        assert_eq!(both.rig.read8(reg::TR_RESPONSE) & 1, 0, "DBG-27");
         assert_eq!(both.first.get(IOVA, 0) & (A | D), left, "AD-13, DBG-27");
         assert_eq!(both.second.get(GPA, 0) & (A | D), left, "AD-13, DBG-27");
     }

@@ -11,19 +11,18 @@ mod dma_rig;
 
 use common::Rig;
 use dma_rig::{DEVICE, DmaRig, everything};
-use riscv_viommu::mock::guest::register::{CAPABILITIES, CQCSR, CQH, DDTP, ENABLE, FQCSR, INTERRUPT_ENABLE, IPSR, ON};
+use riscv_viommu::mock::guest::register::{
+    CAPABILITIES, CQCSR, CQH, DDTP, ENABLE, FQCSR, INTERRUPT_ENABLE, IOMMU_QOSID, IPSR, ON,
+};
 use riscv_viommu::mock::guest::{Iofence, Iotinval};
+use riscv_viommu::mock::tables::tc::PDTV;
 use riscv_viommu::mock::tables::{Directory, PageTable, ProcessDirectory, pte};
 use riscv_viommu::{
     AttachError, Attachment, Capabilities, Config, ConfigError, DeviceId, DevicePolicy, FirstStageMode, Gpa, Gscid,
     Gxl, InterruptKinds, Iova, Pbmt, ProcessId, QosIds, Request, SecondStageMode, Target,
 };
 
-/// Offset of `iommu_qosid`.
-const IOMMU_QOSID: u64 = 624;
-
 const V: u64 = 1;
-const PDTV: u64 = 1 << 5;
 
 fn offering(capabilities: Capabilities) -> Config {
     Config::emulated().with_capabilities(capabilities).with_synchronous_dma(true)

@@ -11,19 +11,15 @@
 )]
 
 mod dma_rig;
+mod full_guest;
 
-use dma_rig::{DEVICE, DmaRig, everything};
+use dma_rig::{DEVICE, everything};
+use full_guest::{ENS, FILE, FSC, GPA, Guest, PAGE, PC_V, PROCESS, RWX, SPA, TA, TC, WINDOW};
+use riscv_viommu::mock::guest::register::{IOMMU_QOSID, TR_REQ_CTL, TR_REQ_IOVA, TR_RESPONSE};
 use riscv_viommu::mock::guest::{Iotinval, register};
-use riscv_viommu::mock::tables::{Directory, PageTable, ProcessDirectory, pte};
-use riscv_viommu::{
-    Config, DeviceId, FirstStageMode, Gpa, Gscid, Iova, MemoryFault, ProcessId, Progress, Request, SecondStageMode,
-    Target, Width,
-};
-
-const TR_REQ_IOVA: u64 = 600;
-const TR_REQ_CTL: u64 = 608;
-const TR_RESPONSE: u64 = 616;
-const IOMMU_QOSID: u64 = 624;
+use riscv_viommu::mock::tables::tc::{DPE, DTF, EN_ATS, GADE, PDTV, SADE, T2GPA};
+use riscv_viommu::mock::tables::{Directory, PageTable, pte};
+use riscv_viommu::{DeviceId, FirstStageMode, Iova, MemoryFault, ProcessId, Progress, Request, Target, Width};
 
 /// Bits of `tr_req_ctl` (rules DBG-03 to DBG-09).
 const GO: u64 = 1;
@@ -37,38 +33,6 @@ const FAULT: u64 = 1;
 /// `tr_response.S` (rule DBG-16).
 const S: u64 = 1 << 9;
 
-/// Bits of `tc` (rules DC-01 to DC-10).
-const EN_ATS: u64 = 1 << 1;
-const T2GPA: u64 = 1 << 3;
-const DTF: u64 = 1 << 4;
-const PDTV: u64 = 1 << 5;
-const GADE: u64 = 1 << 7;
-const SADE: u64 = 1 << 8;
-const DPE: u64 = 1 << 9;
-
-/// Words of a context.
-const TC: usize = 0;
-const IOHGATP: usize = 1;
-const TA: usize = 2;
-const FSC: usize = 3;
-const MSIPTP: usize = 4;
-const ADDR_PATTERN: usize = 6;
-
-/// Bits of `ta` of a process context (rules PC-01 to PC-03).
-const PC_V: u64 = 1;
-const ENS: u64 = 1 << 1;
-
-const PROCESS: ProcessId = ProcessId::truncate(0xab);
-const GSCID: Gscid = Gscid::truncate(3);
-
-const PAGE: u64 = 0x3e_0040_0000;
-const GPA: u64 = 0x30_0000_0000;
-const SPA: u64 = 0x50_0000_0000;
-const WINDOW: u64 = 0x2800_0000;
-const FILE: u64 = 0x4_5600_0000;
-
-const RWX: u64 = pte::RW | pte::X;
-
 /// CAUSE in 11:0, TTYP in 39:34, DID in 63:40 (rule FR-01).
 fn record(cause: u64, ttyp: u64) -> u64 {
     u64::from(DEVICE) << 40 | ttyp << 34 | cause
@@ -79,66 +43,7 @@ fn of_process() -> u64 {
     u64::from(PROCESS.get()) << 12 | PV
 }
 
-/// A guest with one page table, of the device until a test says otherwise.
-struct Guest<const CACHE: usize = 0> {
-    rig: DmaRig<CACHE>,
-    first: PageTable,
-    second: PageTable,
-    processes: ProcessDirectory,
-    msi: Gpa,
-    context: [u64; 7],
-}
-
-impl Guest {
-    fn new() -> Self {
-        Self::with(everything())
-    }
-}
-
 impl<const CACHE: usize> Guest<CACHE> {
-    fn with(config: Config) -> Self {
-        let rig = DmaRig::new(config);
-        let memory = &rig.memory;
-        let first = PageTable::first_stage(memory, FirstStageMode::Sv39);
-        let second = PageTable::second_stage(memory, SecondStageMode::Sv39x4);
-        let processes = ProcessDirectory::new(memory, 1);
-        let msi = memory.allocate(1);
-        first.map(PAGE, GPA, 0, RWX);
-        second.map(GPA, SPA, 0, RWX);
-        second.map(0x8000_0000, 0x8000_0000, 2, pte::RW);
-        memory.write(msi, FILE >> 2 | 0b111);
-        processes.set(PROCESS, [PC_V | ENS, first.iosatp()]);
-        let context = [1, 0, 0, first.iosatp(), 0, 0, 0];
-        let guest = Self { rig, first, second, processes, msi, context };
-        guest.rig.set_context(&guest.context);
-        guest
-    }
-
-    fn change(&mut self, word: usize, value: u64) {
-        self.context[word] = value;
-        self.rig.set_context(&self.context);
-        self.rig.forget_accesses();
-    }
-
-    fn with_processes(mut self) -> Self {
-        self.change(FSC, self.processes.pdtp());
-        self.change(TC, 1 | PDTV);
-        self
-    }
-
-    fn with_second_stage(mut self) -> Self {
-        self.change(IOHGATP, self.second.iohgatp(GSCID));
-        self
-    }
-
-    /// A table of one entry for the page `WINDOW` of the VM.
-    fn with_msi_table(self) -> Self {
-        let mut guest = self.with_second_stage();
-        guest.change(MSIPTP, 1 << 60 | guest.msi.get() >> 12);
-        guest.change(ADDR_PATTERN, WINDOW >> 12);
-        guest
-    }
-
     /// Asks for the translation of an address of the device; `tr_response`.
     fn ask(&mut self, iova: u64, ctl: u64) -> u64 {
         let ctl = ctl | u64::from(DEVICE) << 40;

@@ -9,13 +9,8 @@
 mod common;
 
 use common::Rig;
-use riscv_viommu::mock::guest::register::CAPABILITIES;
+use riscv_viommu::mock::guest::register::{CAPABILITIES, IOMMU_QOSID, TR_REQ_CTL, TR_REQ_IOVA, TR_RESPONSE};
 use riscv_viommu::{Capabilities, Config, ConfigError, InterruptKinds, Progress, Width};
-
-const TR_REQ_IOVA: u64 = 600;
-const TR_REQ_CTL: u64 = 608;
-const TR_RESPONSE: u64 = 616;
-const IOMMU_QOSID: u64 = 624;
 
 const DBG: u64 = 1 << 31;
 const QOSID: u64 = 1 << 41;

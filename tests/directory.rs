@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use riscv_viommu::mock::guest::{CommandRing, FaultRing, Iofence, inval_ddt, register};
+use riscv_viommu::mock::tables::tc::{DTF, PDTV, SADE, SBE};
 use riscv_viommu::mock::tables::{self, Directory};
 use riscv_viommu::mock::{Hardware, Memory, Order, Physical, PhysicalDevice, Wires};
 use riscv_viommu::{
@@ -18,10 +19,6 @@ const FQ: Gpa = Gpa::new(0x4001_0000);
 
 /// V of a directory entry and of `tc`.
 const V: u64 = 1;
-const DTF: u64 = 1 << 4;
-const PDTV: u64 = 1 << 5;
-const SADE: u64 = 1 << 8;
-const SBE: u64 = 1 << 10;
 
 /// A guest with its queues on, and a device that is attached while `ddtp` is Off.
 struct Guest {

@@ -14,12 +14,10 @@ mod dma_rig;
 mod nested_guest;
 
 use dma_rig::{DEVICE, DmaRig, everything};
-use nested_guest::{
-    DPE, EN_ATS, EN_PRI, FILE, FILES, GADE, IOVA, MESSAGES, NOTICE, Nested, OUTPUT, PAGE, PDTV, PROCESS, SADE, SBE,
-    T2GPA, V,
-};
+use nested_guest::{FILE, FILES, IOVA, MESSAGES, NOTICE, Nested, OUTPUT, PAGE, PROCESS};
 use riscv_viommu::mock::guest::register::{CQCSR, CQH, DDTP, ENABLE, ON};
 use riscv_viommu::mock::guest::{Iofence, Iotinval, inval_ddt};
+use riscv_viommu::mock::tables::tc::{DPE, EN_ATS, EN_PRI, GADE, PDTV, SADE, SBE, T2GPA, V};
 use riscv_viommu::mock::tables::{Directory, PageTable, pte};
 use riscv_viommu::mock::{Event, Memory};
 use riscv_viommu::{

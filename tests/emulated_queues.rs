@@ -15,11 +15,12 @@ mod dma_rig;
 mod nested_guest;
 
 use dma_rig::{DEVICE, DmaRig, everything};
-use nested_guest::{EN_ATS, EN_PRI, FILE, FILES, IOVA, MESSAGES, Nested, OUTPUT, PAGE, PDTV, PROCESS, V};
+use nested_guest::{FILE, FILES, IOVA, MESSAGES, Nested, OUTPUT, PAGE, PROCESS};
 use riscv_viommu::mock::guest::register::{
     CMD_TO, CQCSR, CQH, CQT, ENABLE, FQT, MEMORY_FAULT, ON, PQB, PQCSR, PQH, PQOF, PQT,
 };
 use riscv_viommu::mock::guest::{Ats, Iofence, Iotinval, PageRequestRing, inval_ddt, inval_pdt};
+use riscv_viommu::mock::tables::tc::{EN_ATS, EN_PRI, PDTV, V};
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory, pte};
 use riscv_viommu::mock::{Event, Memory};
 use riscv_viommu::{

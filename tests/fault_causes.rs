@@ -15,11 +15,12 @@ mod dma_rig;
 mod nested_guest;
 
 use dma_rig::DEVICE;
-use nested_guest::{DPE, DTF, EN_ATS, GADE, IOVA, MESSAGES, NOTICE, Nested, OUTPUT, PAGE, PDTV, PROCESS, SADE, V};
+use nested_guest::{IOVA, MESSAGES, NOTICE, Nested, OUTPUT, PAGE, PROCESS};
 use proptest::prelude::*;
 use riscv_viommu::mock::Memory;
 use riscv_viommu::mock::guest::register::DDTP;
 use riscv_viommu::mock::tables::pte;
+use riscv_viommu::mock::tables::tc::{DPE, DTF, EN_ATS, GADE, PDTV, SADE, V};
 use riscv_viommu::{
     AtsCompletion, Cause, DeviceId, Gpa, Iova, MemoryFault, Post, ProcessId, Request, Target, TranslateError,
 };

@@ -17,11 +17,12 @@ mod walk_rig;
 use dma_rig::DmaRig;
 use riscv_viommu::mock::Memory;
 use riscv_viommu::mock::guest::{Iotinval, register as reg};
+use riscv_viommu::mock::tables::tc::{EN_ATS, SADE, SBE, SXL};
 use riscv_viommu::mock::tables::{PageTable, pte};
 use riscv_viommu::{AtsCompletion, AtsRequest, FirstStageMode, Gpa, Iova, MemoryFault, Pscid, Request, Target};
 use walk_rig::{
-    ACCESSES, EN_ATS, EXECUTE, FIRST, First, PROCESS, READ, SBE, SXL, WRITE, config, context, entries, fault, go,
-    go_as, process_context, rig, runner, sxl, translation, walk_loads,
+    ACCESSES, EXECUTE, FIRST, First, PROCESS, READ, WRITE, config, context, entries, fault, go, go_as, process_context,
+    rig, runner, sxl, translation, walk_loads,
 };
 
 /// V, R, W, X, U, A and D.
@@ -292,7 +293,7 @@ fn tables_are_big_endian_as_sbe_says_whatever_the_directory_is() {
             let table = PageTable::first_stage(&tables, scheme.mode);
             let address = scheme.sample();
             table.map(address, 0x8_5000, 0, LEAF & !pte::D);
-            context(&rig, sxl(scheme.mode) | sbe | walk_rig::SADE, 0, table.iosatp());
+            context(&rig, sxl(scheme.mode) | sbe | SADE, 0, table.iosatp());
             let name = format!("{:?}, SBE: {big_endian}, BE: {fctl}", scheme.mode);
             let request = WRITE.of(&rig, address);
             assert_eq!(rig.address(request), Ok(0x8_5abc), "S1-14, EDN-02, END-05: {name}");

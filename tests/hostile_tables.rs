@@ -18,14 +18,15 @@ mod walk_rig;
 use dma_rig::{DEVICE, DmaRig};
 use proptest::prelude::*;
 use riscv_viommu::mock::guest::register as reg;
+use riscv_viommu::mock::tables::tc::{EN_ATS, GADE, PDTV, SADE, SBE, SXL};
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory, pte};
 use riscv_viommu::mock::{Event, Memory};
 use riscv_viommu::{
     AtsRequest, DeviceId, FirstStageMode, Gpa, Iova, MemoryFault, ProcessId, Request, SecondStageMode, TranslateError,
 };
 use walk_rig::{
-    ACCESSES, EN_ATS, FIRST, GADE, GSCID, OFFSET, PDTV, READ, SADE, SECOND, SXL, Single, WRITE, config, context,
-    entries, go, rig, runner, second_stage, set_fctl, walk_loads,
+    ACCESSES, FIRST, GSCID, OFFSET, READ, SECOND, Single, WRITE, config, context, entries, go, rig, runner,
+    second_stage, set_fctl, walk_loads,
 };
 
 /// V, R, W, X, U, A and D.
@@ -379,7 +380,7 @@ fn hostile() -> impl Strategy<Value = Hostile> {
         1 => any::<u64>(),
     ];
     let process = prop::option::of((0_u32..0x10_0000, any::<bool>()));
-    let tc = prop::sample::subsequence(vec![EN_ATS, PDTV, SADE, GADE, SXL, walk_rig::SBE], 0..6)
+    let tc = prop::sample::subsequence(vec![EN_ATS, PDTV, SADE, GADE, SXL, SBE], 0..6)
         .prop_map(|bits| bits.iter().fold(0, |tc, bit| tc | bit));
     (
         prop::collection::vec(word, 20..120),

@@ -12,9 +12,12 @@
 )]
 
 mod dma_rig;
+mod full_guest;
 
-use dma_rig::{DEVICE, DmaRig, everything};
+use dma_rig::{DEVICE, everything};
+use full_guest::{ADDR_MASK, ADDR_PATTERN, FSC, GSCID, Guest, MSIPTP, TC, WINDOW};
 use riscv_viommu::mock::guest::{CommandRing, FaultRing, Iotinval, register};
+use riscv_viommu::mock::tables::tc::{DTF, EN_ATS, PDTV, SBE, T2GPA};
 use riscv_viommu::mock::tables::{Directory, PageTable, ProcessDirectory, pte};
 use riscv_viommu::mock::{Event, Memory};
 use riscv_viommu::{
@@ -22,29 +25,13 @@ use riscv_viommu::{
     ProcessId, Request, SecondStageMode, Target, TranslateError, Translation,
 };
 
-/// First address of the VM's interrupt files, and the bits of a page number that select one of 64.
-const WINDOW: u64 = 0x2800_0000;
+/// The bits of a page number that select one of the 64 interrupt files of the VM, the first of which is at `WINDOW`.
 const MASK: u64 = 0x3f;
 /// Where the second stage would send it.
 const BESIDE: u64 = 0x5000_0000;
-const GSCID: Gscid = Gscid::truncate(0x77);
 /// A page outside of the window, which the second stage maps to `PLAIN`.
 const OUTSIDE: u64 = 0x3000_0000;
 const PLAIN: u64 = 0x5100_0000;
-
-/// Bits of `tc` (rules DC-01 to DC-11).
-const EN_ATS: u64 = 1 << 1;
-const T2GPA: u64 = 1 << 3;
-const DTF: u64 = 1 << 4;
-const PDTV: u64 = 1 << 5;
-const SBE: u64 = 1 << 10;
-
-/// Words of a context.
-const TC: usize = 0;
-const FSC: usize = 3;
-const MSIPTP: usize = 4;
-const ADDR_MASK: usize = 5;
-const ADDR_PATTERN: usize = 6;
 
 /// An entry in basic translate mode: V bit 0, M = 3 in 2:1, PPN in 53:10.
 fn flat(page: u64) -> [u64; 2] {
@@ -62,45 +49,23 @@ fn record(cause: u64, ttyp: u64) -> u64 {
 }
 
 /// A device of a VM of the guest's: first stage Bare, a second stage, an MSI page table of 64 entries.
-struct Vm<const CACHE: usize = 0> {
-    rig: DmaRig<CACHE>,
-    second: PageTable,
-    table: Gpa,
-    context: [u64; 7],
+fn vm() -> Guest {
+    vm_with(everything(), Memory::new())
 }
 
-impl Vm {
-    fn new() -> Self {
-        Self::with(everything(), Memory::new())
-    }
+fn vm_with<const CACHE: usize>(config: Config, memory: Memory) -> Guest<CACHE> {
+    let mut vm = Guest::in_memory(config, memory).with_msi_table();
+    vm.second.map(WINDOW, BESIDE, 1, pte::RW | pte::X);
+    vm.second.map(OUTSIDE, PLAIN, 1, pte::RW | pte::X);
+    vm.set(0, [0; 2]);
+    vm.change(ADDR_MASK, MASK);
+    vm.change(FSC, 0);
+    vm
 }
 
-impl<const CACHE: usize> Vm<CACHE> {
-    fn with(config: Config, memory: Memory) -> Self {
-        let rig = DmaRig::in_memory(config, memory);
-        let second = PageTable::second_stage(&rig.memory, SecondStageMode::Sv39x4);
-        second.map(WINDOW, BESIDE, 1, pte::RW | pte::X);
-        second.map(OUTSIDE, PLAIN, 1, pte::RW | pte::X);
-        // Where tables are, addresses stay what they are.
-        second.map(0x8000_0000, 0x8000_0000, 2, pte::RW);
-        let table = rig.memory.allocate(1);
-        let context = [1, second.iohgatp(GSCID), 0, 0, 1 << 60 | table.get() >> 12, MASK, WINDOW >> 12];
-        let vm = Self { rig, second, table, context };
-        vm.rig.set_context(&vm.context);
-        vm
-    }
-
-    fn change(&mut self, word: usize, value: u64) {
-        self.context[word] = value;
-        self.rig.set_context(&self.context);
-    }
-
+impl<const CACHE: usize> Guest<CACHE> {
     fn set(&self, index: u64, entry: [u64; 2]) {
-        self.rig.memory.write_words(Gpa::new(self.table.get() + 16 * index), &entry);
-    }
-
-    fn read(&self, iova: u64) -> Request {
-        Request::read(self.rig.device, Iova::new(iova))
+        self.rig.memory.write_words(Gpa::new(self.msi.get() + 16 * index), &entry);
     }
 
     fn write(&self, iova: u64) -> Request {
@@ -153,7 +118,7 @@ const fn memory(at: u64) -> Target {
 
 #[test]
 fn an_address_that_matches_goes_where_its_entry_says() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     for index in 0..64 {
         vm.set(index, flat(0x4_5600_0000 + (index << 12)));
     }
@@ -173,20 +138,20 @@ fn an_address_that_matches_goes_where_its_entry_says() {
 
 #[test]
 fn without_an_msi_table_the_second_stage_has_the_window() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     vm.set(0, flat(0x4_5600_0000));
-    vm.change(MSIPTP, vm.table.get() >> 12);
+    vm.change(MSIPTP, vm.msi.get() >> 12);
     let request = vm.write(WINDOW);
     assert_eq!(vm.target(request), Ok(memory(BESIDE)), "MSI-01: MODE Off");
     // Contexts of the base format have no such words, whatever is behind them.
-    let mut vm = Vm::<0>::with(everything().with_extended_contexts(false), Memory::new());
+    let mut vm = vm_with::<0>(everything().with_extended_contexts(false), Memory::new());
     let request = vm.write(WINDOW);
     assert_eq!(vm.target(request), Ok(memory(BESIDE)), "MSI-01: MSI_FLAT = 0");
 }
 
 #[test]
 fn the_address_after_the_first_stage_is_compared() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     vm.set(5, flat(0x4_5600_5000));
     let first = PageTable::first_stage(&vm.rig.memory, FirstStageMode::Sv39);
     first.map(0x1000, WINDOW + 0x5000, 0, pte::RW);
@@ -201,7 +166,7 @@ fn the_address_after_the_first_stage_is_compared() {
 
 #[test]
 fn a_translated_address_of_the_vm_is_compared() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     vm.set(5, flat(0x4_5600_5000));
     // A first stage that maps nothing is not asked.
     let first = PageTable::first_stage(&vm.rig.memory, FirstStageMode::Sv39);
@@ -219,7 +184,7 @@ fn a_translated_address_of_the_vm_is_compared() {
 
 #[test]
 fn tables_are_read_through_the_second_stage_even_in_the_window() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     let process = ProcessId::truncate(3);
     let first = PageTable::first_stage(&vm.rig.memory, FirstStageMode::Sv39);
     let processes = ProcessDirectory::new(&vm.rig.memory, 1);
@@ -241,7 +206,7 @@ fn tables_are_read_through_the_second_stage_even_in_the_window() {
 
 #[test]
 fn all_52_bits_of_the_page_number_are_compared() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     vm.set(0, flat(0x4_5600_0000));
     for bit in 12..64 {
         let at = WINDOW ^ 1 << bit;
@@ -267,7 +232,7 @@ fn all_52_bits_of_the_page_number_are_compared() {
 #[test]
 fn a_window_may_be_anywhere_in_the_widest_guest_physical_space() {
     // Sv57x4 is offered, so that addresses have 59 bits; this device's second stage takes 41.
-    let mut vm = Vm::new();
+    let mut vm = vm();
     let window = 0x7ff_dead_b000_0000_u64;
     vm.set(9, flat(0x4_5600_9000));
     vm.change(ADDR_PATTERN, window >> 12);
@@ -279,7 +244,7 @@ fn a_window_may_be_anywhere_in_the_widest_guest_physical_space() {
 
 #[test]
 fn pattern_bits_under_the_mask_are_ignored() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     vm.set(0x21, flat(0x4_5600_0000));
     for low in 0..64 {
         vm.change(ADDR_PATTERN, WINDOW >> 12 | low);
@@ -290,11 +255,11 @@ fn pattern_bits_under_the_mask_are_ignored() {
 
 #[test]
 fn an_entry_that_is_not_valid_does_not_leave_the_page_to_the_second_stage() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     let request = vm.read(WINDOW + 0x3008);
     assert_eq!(vm.target(request), Err(262), "MSI-04");
     assert_eq!(vm.rig.take_fault(), [record(262, 2), 0, WINDOW + 0x3008, 0], "MSI-04, FR-07");
-    assert_eq!(vm.loads(request), [(Gpa::new(vm.table.get() + 0x30), 2)], "MSI-04, MSI-06: nothing else");
+    assert_eq!(vm.loads(request), [(Gpa::new(vm.msi.get() + 0x30), 2)], "MSI-04, MSI-06: nothing else");
     let outside = vm.read(OUTSIDE);
     assert_eq!(vm.loads(outside).len(), 2, "MSI-04: two levels down to 2 MiB, and no entry of the MSI table");
 }
@@ -303,7 +268,7 @@ fn an_entry_that_is_not_valid_does_not_leave_the_page_to_the_second_stage() {
 
 #[test]
 fn the_masked_bits_select_the_entry_in_their_order() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     // Bits abcdefgh of a page number, of which a, c, f and g select; and one far above them.
     vm.change(ADDR_MASK, 1 << 20 | 0b1010_0110);
     vm.change(ADDR_PATTERN, WINDOW >> 12 | 0b0101_1001);
@@ -311,14 +276,14 @@ fn the_masked_bits_select_the_entry_in_their_order() {
         let bit = |n: u64| index >> n & 1;
         let page = bit(4) << 20 | bit(3) << 7 | bit(2) << 5 | bit(1) << 2 | bit(0) << 1 | 0b0101_1001;
         let request = vm.write(WINDOW + (page << 12));
-        let expected = [(Gpa::new(vm.table.get() + 16 * index), 2)];
+        let expected = [(Gpa::new(vm.msi.get() + 16 * index), 2)];
         assert_eq!(vm.loads(request), expected, "MSI-05, MSI-06: {page:#b}");
     }
 }
 
 #[test]
 fn the_table_has_as_many_entries_as_the_mask_has_bits_for() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     let table = vm.rig.memory.allocate(4);
     vm.change(MSIPTP, 1 << 60 | table.get() >> 12);
     vm.change(ADDR_MASK, 0x3ff);
@@ -334,7 +299,7 @@ fn the_table_has_as_many_entries_as_the_mask_has_bits_for() {
 
 #[test]
 fn a_table_of_one_entry_needs_no_mask() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     vm.change(ADDR_MASK, 0);
     vm.set(0, flat(0x4_5600_0000));
     let request = vm.write(WINDOW + 0xff8);
@@ -347,9 +312,9 @@ fn a_table_of_one_entry_needs_no_mask() {
 
 #[test]
 fn an_entry_that_can_not_be_read_is_an_access_fault_or_corruption() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     vm.set(1, flat(0x4_5600_0000));
-    let at = Gpa::new(vm.table.get() + 16);
+    let at = Gpa::new(vm.msi.get() + 16);
     for (fault, cause) in [(MemoryFault::Access, 261), (MemoryFault::Corruption, 270)] {
         // Either half of it, whether it is looked at or not.
         for half in [0, 8] {
@@ -368,10 +333,10 @@ fn an_entry_that_can_not_be_read_is_an_access_fault_or_corruption() {
 
 #[test]
 fn an_entry_beyond_the_physical_address_size_is_an_access_fault() {
-    let mut vm = Vm::<0>::with(everything().with_pas(40), Memory::new());
+    let mut vm = vm_with::<0>(everything().with_pas(40), Memory::new());
     for (table, expected) in [(0xff_ffff_f000, Ok(file(0x4_5600_0000))), (0x100_0000_0000, Err(261))] {
         vm.rig.memory.map(Gpa::new(table), 4096);
-        vm.table = Gpa::new(table);
+        vm.msi = Gpa::new(table);
         vm.set(0, flat(0x4_5600_0000));
         vm.change(MSIPTP, 1 << 60 | table >> 12);
         let request = vm.write(WINDOW);
@@ -381,7 +346,7 @@ fn an_entry_beyond_the_physical_address_size_is_an_access_fault() {
 
 #[test]
 fn the_first_step_that_fails_decides() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     let good = 0x4_5600_0000_u64 >> 2;
     // V, M in 2:1, C in 63; everything else that could be wrong is as well.
     for (entry, cause, why) in [
@@ -404,7 +369,7 @@ fn the_first_step_that_fails_decides() {
 
 #[test]
 fn reserved_bits_of_a_basic_entry_are_a_misconfiguration_and_its_second_word_is_nothing() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     let [good, _] = flat(0x4_5600_0000);
     for bit in 0..64 {
         vm.set(0, [good ^ 1 << bit, u64::MAX]);
@@ -424,7 +389,7 @@ fn reserved_bits_of_a_basic_entry_are_a_misconfiguration_and_its_second_word_is_
 
 #[test]
 fn reserved_bits_of_an_mrif_entry_are_a_misconfiguration() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     let page = vm.rig.memory.allocate(1).get();
     let good = to_mrif(page, page, 0);
     // 6:3 and 62:54 of the first word, C; 59:54 and 63:61 of the second.
@@ -450,7 +415,7 @@ fn reserved_bits_of_an_mrif_entry_are_a_misconfiguration() {
 #[test]
 fn where_mrif_mode_is_not_offered_its_entries_are_misconfigured() {
     let offer = Capabilities::from_bits(u64::MAX).with_pas(56).with_msi_mrif(false);
-    let mut vm = Vm::<0>::with(everything().with_capabilities(offer), Memory::new());
+    let mut vm = vm_with::<0>(everything().with_capabilities(offer), Memory::new());
     assert_eq!(vm.rig.read8(register::CAPABILITIES) >> 21 & 0b111, 0b010, "REG-CAP-14 to -16");
     let page = vm.rig.memory.allocate(1).get();
     vm.set(0, to_mrif(page, page, 1));
@@ -471,7 +436,7 @@ fn where_mrif_mode_is_not_offered_its_entries_are_misconfigured() {
 fn a_host_without_atomic_exchange_offers_no_interrupt_files_in_memory() {
     let memory = Memory::new();
     memory.without_compare_exchange();
-    let mut vm = Vm::<0>::with(everything(), memory);
+    let mut vm = vm_with::<0>(everything(), memory);
     assert_eq!(vm.rig.read8(register::CAPABILITIES) >> 21 & 0b111, 0b010, "MRIF-06, REG-CAP-14, -15, -16");
     let page = vm.rig.memory.allocate(1).get();
     vm.set(0, to_mrif(page, page, 1));
@@ -483,14 +448,14 @@ fn a_host_without_atomic_exchange_offers_no_interrupt_files_in_memory() {
 #[test]
 fn entries_are_in_the_byte_order_of_fctl_and_not_of_the_device() {
     for (sbe, why) in [(0, "SBE = 0"), (SBE, "SBE = 1")] {
-        let mut vm = Vm::new();
+        let mut vm = vm();
         vm.change(TC, 1 | sbe);
         vm.set(0, flat(0x4_5600_0000));
         let request = vm.write(WINDOW);
         assert_eq!(vm.target(request), Ok(file(0x4_5600_0000)), "MSI-06, DX-31: BE = 0, {why}");
         let mut vm = big_endian();
         vm.change(TC, 1 | sbe);
-        let table = vm.table;
+        let table = vm.msi;
         vm.rig.memory.big_endian().write_words(table, &flat(0x4_5600_0000));
         let request = vm.write(WINDOW);
         assert_eq!(vm.target(request), Ok(file(0x4_5600_0000)), "MSI-06, DX-31: BE = 1, {why}");
@@ -500,8 +465,8 @@ fn entries_are_in_the_byte_order_of_fctl_and_not_of_the_device() {
 }
 
 /// The same VM with `fctl.BE` = 1; entries of its MSI table are for the test to swap.
-fn big_endian() -> Vm {
-    let mut vm = Vm::new();
+fn big_endian() -> Guest {
+    let mut vm = vm();
     let rig = &mut vm.rig;
     rig.write8(register::DDTP, 0);
     rig.write(register::CQCSR, 0);
@@ -527,7 +492,7 @@ fn big_endian() -> Vm {
 
 #[test]
 fn interrupt_files_can_be_read_and_written_and_never_executed() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     let page = vm.rig.memory.allocate(1).get();
     vm.set(0, flat(0x4_5600_0000));
     vm.set(1, to_mrif(page, page, 1));
@@ -553,7 +518,7 @@ fn interrupt_files_can_be_read_and_written_and_never_executed() {
 
 #[test]
 fn translated_reads_for_execution_of_a_file_fail_with_a_process_alone() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     vm.set(0, flat(0x4_5600_0000));
     let processes = ProcessDirectory::new(&vm.rig.memory, 1);
     vm.change(TC, 1 | EN_ATS | T2GPA | PDTV);
@@ -568,7 +533,7 @@ fn translated_reads_for_execution_of_a_file_fail_with_a_process_alone() {
 
 #[test]
 fn a_page_the_first_stage_keeps_read_only_keeps_messages_away() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     vm.set(0, flat(0x4_5600_0000));
     let first = PageTable::first_stage(&vm.rig.memory, FirstStageMode::Sv39);
     first.map(0x1000, WINDOW, 0, pte::RO);
@@ -578,7 +543,7 @@ fn a_page_the_first_stage_keeps_read_only_keeps_messages_away() {
         let request = vm.message(iova, 7);
         assert_eq!(vm.target(request), Err(15), "MSI-12, TR-18");
         let loads = vm.loads(request);
-        assert!(!loads.iter().any(|load| load.0 == vm.table), "MSI-12: its entry is not even read");
+        assert!(!loads.iter().any(|load| load.0 == vm.msi), "MSI-12: its entry is not even read");
         let request = vm.read(iova);
         assert_eq!(vm.target(request), Ok(file(0x4_5600_0000)), "MSI-12");
     }
@@ -586,7 +551,7 @@ fn a_page_the_first_stage_keeps_read_only_keeps_messages_away() {
 
 #[test]
 fn the_first_stage_alone_has_a_say_in_the_memory_type_and_the_entry_in_the_size() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     vm.set(0, flat(0x4_5600_0000));
     // 1 GiB of the first stage holds the window; the second stage says IO (PBMT 2 in 62:61).
     let first = PageTable::first_stage(&vm.rig.memory, FirstStageMode::Sv39);
@@ -608,7 +573,7 @@ fn the_first_stage_alone_has_a_say_in_the_memory_type_and_the_entry_in_the_size(
 
 #[test]
 fn a_range_beside_the_window_does_not_reach_into_it() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     // 2 MiB of the second stage: files in the first 256 KiB of it.
     for (offset, size) in [(0x4_0000, 0x4_0000), (0x8_0000, 0x8_0000), (0x1f_ffff, 0x10_0000)] {
         let request = vm.read(WINDOW + offset);
@@ -621,7 +586,7 @@ fn a_range_beside_the_window_does_not_reach_into_it() {
 
 #[test]
 fn a_basic_entry_takes_accesses_of_any_size_and_place() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     vm.set(0, flat(0x4_5600_0000));
     for (offset, length) in [(0, 1), (0, 8), (1, 4), (3, 2), (0xff0, 16), (0xffd, 3), (0, 4096)] {
         for request in [vm.read(WINDOW + offset), vm.write(WINDOW + offset)] {
@@ -643,7 +608,7 @@ fn gvma(page: Option<u64>) -> [u64; 2] {
 
 #[test]
 fn entries_are_remembered_until_the_second_stage_is_invalidated() {
-    let mut vm = Vm::<16>::with(everything(), Memory::new());
+    let mut vm = vm_with::<16>(everything(), Memory::new());
     let other = Gscid::truncate(0x78);
     vm.set(1, flat(0x4_5600_0000));
     vm.set(2, flat(0x4_5700_0000));
@@ -676,7 +641,7 @@ fn entries_are_remembered_until_the_second_stage_is_invalidated() {
 
 #[test]
 fn entries_that_are_not_valid_and_those_of_mrif_mode_are_looked_at_each_time() {
-    let mut vm = Vm::<16>::with(everything(), Memory::new());
+    let mut vm = vm_with::<16>(everything(), Memory::new());
     let page = vm.rig.memory.allocate(1).get();
     let request = vm.read(WINDOW).with_length(4);
     for (entry, expected) in [
@@ -694,7 +659,7 @@ fn entries_that_are_not_valid_and_those_of_mrif_mode_are_looked_at_each_time() {
 
 #[test]
 fn a_remembered_entry_allows_no_more_than_one_that_is_read() {
-    let mut vm = Vm::<16>::with(everything(), Memory::new());
+    let mut vm = vm_with::<16>(everything(), Memory::new());
     vm.set(0, flat(0x4_5600_0000));
     let (write, execute) = (vm.write(WINDOW + 8), vm.execute(WINDOW + 8));
     assert_eq!(vm.target(write), Ok(file(0x4_5600_0008)));
@@ -706,8 +671,8 @@ fn a_remembered_entry_allows_no_more_than_one_that_is_read() {
 // Interrupt files in memory.
 
 /// A VM whose file 0 is in memory: 512 bytes in the middle of a page, with notice `nid` to a page of its own.
-fn mrif(nid: u64) -> (Vm, u64, u64) {
-    let vm = Vm::new();
+fn mrif(nid: u64) -> (Guest, u64, u64) {
+    let vm = vm();
     let (file, notice) = (vm.rig.memory.allocate(1).get() + 0x400, vm.rig.memory.allocate(1).get());
     vm.set(0, to_mrif(file, notice, nid));
     vm.rig.forget_accesses();
@@ -839,7 +804,7 @@ fn identity_0_is_an_identity() {
 fn files_and_notices_are_little_endian_always() {
     let mut vm = big_endian();
     let (file, notice) = (vm.rig.memory.allocate(1).get(), vm.rig.memory.allocate(1).get());
-    vm.rig.memory.big_endian().write_words(vm.table, &to_mrif(file, notice, 0x456));
+    vm.rig.memory.big_endian().write_words(vm.msi, &to_mrif(file, notice, 0x456));
     for sbe in [0, SBE] {
         vm.change(TC, 1 | sbe);
         vm.rig.memory.write(Gpa::new(file + 16), 0);
@@ -915,7 +880,7 @@ fn a_file_that_can_not_be_updated_is_an_access_fault_or_corruption() {
 
 #[test]
 fn a_file_outside_of_memory_or_of_the_address_size_is_an_access_fault() {
-    let mut vm = Vm::<0>::with(everything().with_pas(40), Memory::new());
+    let mut vm = vm_with::<0>(everything().with_pas(40), Memory::new());
     let notice = vm.rig.memory.allocate(1).get();
     vm.rig.memory.map(Gpa::new(0xff_ffff_f000), 4096);
     vm.rig.memory.map(Gpa::new(0x100_0000_0000), 4096);
@@ -929,7 +894,7 @@ fn a_file_outside_of_memory_or_of_the_address_size_is_an_access_fault() {
 
 #[test]
 fn a_notice_that_can_not_be_stored_is_lost_and_nothing_is_said_of_it() {
-    let mut vm = Vm::<0>::with(everything().with_pas(40), Memory::new());
+    let mut vm = vm_with::<0>(everything().with_pas(40), Memory::new());
     let file = vm.rig.memory.allocate(1).get();
     let read_only = vm.rig.memory.allocate(1).get();
     vm.rig.memory.read_only(Gpa::new(read_only), 4096);
@@ -970,7 +935,7 @@ fn asking_for_a_translation_of_a_file_in_memory_stores_nothing_there() {
 
 #[test]
 fn pieces_of_a_request_end_at_the_file() {
-    let mut vm = Vm::new();
+    let mut vm = vm();
     vm.set(0, flat(0x4_5600_0000));
     vm.set(1, [0, 0]);
     let request = vm.write(WINDOW + 0xff0).with_length(0x48);

@@ -9,9 +9,10 @@ use common::Rig;
 use proptest::prelude::*;
 use riscv_viommu::mock::guest::register::{
     DDTP, ENABLE, FCTL, FIP, FQT, ICVEC, INTERRUPT_ENABLE, IPSR, MEMORY_FAULT, MSI_CFG_TBL, ON, PIP, PQB, PQCSR, PQH,
-    PQOF, PQT,
+    PQOF, PQT, iohpmctr, iohpmevt,
 };
 use riscv_viommu::mock::guest::{FaultRing, PageRequestRing};
+use riscv_viommu::mock::tables::tc::{DTF, EN_ATS, EN_PRI, PRPR, V};
 use riscv_viommu::mock::{Event, tables::Directory};
 use riscv_viommu::{
     Attachment, Config, DeviceId, DevicePolicy, Gpa, InterruptKinds, Iova, MemoryFault, PageRequest,
@@ -24,12 +25,6 @@ const PAGES: Gpa = Gpa::new(0x8400_0000);
 /// `pqcsr` of a queue that is on.
 const RUNNING: u64 = ENABLE | ON;
 
-// tc (rules DC-01 to DC-07).
-const V: u64 = 1;
-const EN_ATS: u64 = 1 << 1;
-const EN_PRI: u64 = 1 << 2;
-const DTF: u64 = 1 << 4;
-const PRPR: u64 = 1 << 6;
 const PERMITTED: u64 = V | EN_ATS | EN_PRI;
 
 /// Head of the fault record of a page request without PASID: TTYP 9, the device, the cause.
@@ -688,17 +683,17 @@ fn the_directory_entries_a_request_takes_are_counted() {
     for (cause, levels) in [(0, 3), (256, 0), (258, 3)] {
         let mut guest = Guest::of(config().with_counters(2), 3, 0, PERMITTED);
         // Directory walks of the device, and those with this PASID.
-        guest.rig.write8(352, 5 | 1 << 61 | u64::from(ID) << 36);
-        guest.rig.write8(360, 5 | 1 << 60 | u64::from(process().get()) << 16);
+        guest.rig.write8(iohpmevt(1), 5 | 1 << 61 | u64::from(ID) << 36);
+        guest.rig.write8(iohpmevt(2), 5 | 1 << 60 | u64::from(process().get()) << 16);
         match cause {
             256 => guest.rig.write8(DDTP, 0),
             258 => guest.directory.invalidate(id(ID)),
             _ => {}
         }
         let _ = guest.ask(&request());
-        assert_eq!([guest.rig.read8(104), guest.rig.read8(112)], [levels, 0], "HPM-27");
+        assert_eq!([guest.rig.read8(iohpmctr(1)), guest.rig.read8(iohpmctr(2))], [levels, 0], "HPM-27");
         let _ = guest.ask(&request().with_process(process(), false));
-        assert_eq!([guest.rig.read8(104), guest.rig.read8(112)], [levels * 2, levels], "HPM-27");
+        assert_eq!([guest.rig.read8(iohpmctr(1)), guest.rig.read8(iohpmctr(2))], [levels * 2, levels], "HPM-27");
     }
 }
 

@@ -8,6 +8,7 @@ mod dma_rig;
 
 use dma_rig::{DEVICE, DmaRig, everything};
 use riscv_viommu::mock::guest::inval_pdt;
+use riscv_viommu::mock::tables::tc::{DPE, DTF, EN_ATS, GADE, PDTV, SADE, SXL};
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory, pte};
 use riscv_viommu::{
     Attachment, Capabilities, Config, DeviceId, FirstStageMode, Gpa, Gscid, Gxl, Iova, Pbmt, ProcessId, Request,
@@ -15,14 +16,6 @@ use riscv_viommu::{
 };
 
 const V: u64 = 1;
-// Bits of tc (DC-01 to DC-12).
-const EN_ATS: u64 = 1 << 1;
-const DTF: u64 = 1 << 4;
-const PDTV: u64 = 1 << 5;
-const GADE: u64 = 1 << 7;
-const SADE: u64 = 1 << 8;
-const DPE: u64 = 1 << 9;
-const SXL: u64 = 1 << 11;
 // Bits of ta of a process context (PC-01 to PC-04).
 const ENS: u64 = 1 << 1;
 const SUM: u64 = 1 << 2;

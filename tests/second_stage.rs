@@ -16,15 +16,17 @@ mod walk_rig;
 
 use dma_rig::DmaRig;
 use riscv_viommu::mock::Memory;
+use riscv_viommu::mock::guest::register;
+use riscv_viommu::mock::tables::tc::{EN_ATS, PDTV, SADE, SBE, SXL, T2GPA};
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory, pte};
 use riscv_viommu::{
     AtsCompletion, AtsRequest, Capabilities, FirstStageMode, Gpa, Iova, MemoryFault, Pbmt, Request, SecondStageMode,
     Target,
 };
 use walk_rig::{
-    ACCESSES, BE, EN_ATS, EXECUTE, FIRST, First, GSCID, GXL, IO, NC, OFFSET, PDTV, PROCESS, READ, SADE, SBE, SECOND,
-    SXL, Second, T2GPA, WRITE, config, context, entries, fault, go, gxl, nested_first_stage, process_context_below,
-    rig, runner, second_stage, set_fctl, sxl, translation, walk_loads,
+    ACCESSES, BE, EXECUTE, FIRST, First, GSCID, GXL, IO, NC, OFFSET, PROCESS, READ, SECOND, Second, WRITE, config,
+    context, entries, fault, go, gxl, nested_first_stage, process_context_below, rig, runner, second_stage, set_fctl,
+    sxl, translation, walk_loads,
 };
 
 /// V, R, W, X, U, A and D.
@@ -517,8 +519,8 @@ fn a_request_that_is_not_walked_for_has_no_memory_type() {
     let found = both.rig.translate(request).expect("mapped");
     assert_eq!((found.target, found.memory_type), (Target::Memory(Gpa::new(SPA)), Pbmt::Io), "PB-02, TR-12");
     // ddtp Bare.
-    both.rig.write8(riscv_viommu::mock::guest::register::DDTP, 0);
-    both.rig.write8(riscv_viommu::mock::guest::register::DDTP, 1);
+    both.rig.write8(register::DDTP, 0);
+    both.rig.write8(register::DDTP, 1);
     assert_eq!(translation(&mut both.rig, WRITE, IOVA).memory_type, Pbmt::Pma, "PB-05");
 }
 
@@ -622,9 +624,9 @@ fn sizes_are_told_by_ones_below_a_zero() {
         assert_eq!(found.size, size, "SZ-01, SZ-03");
         assert_eq!(found.napot(), (0x2_4000_0000 | ones << 12, size > 0x1000), "SZ-02, ATS-15");
         // tr_req_iova, tr_req_ctl with DID, NW and Go; tr_response: S 9, PPN 53:10.
-        both.rig.write8(600, 0x8000_0000);
-        both.rig.write8(608, u64::from(dma_rig::DEVICE) << 40 | 0b1001);
-        let response = both.rig.read8(616);
+        both.rig.write8(register::TR_REQ_IOVA, 0x8000_0000);
+        both.rig.write8(register::TR_REQ_CTL, u64::from(dma_rig::DEVICE) << 40 | 0b1001);
+        let response = both.rig.read8(register::TR_RESPONSE);
         let expected = (0x2_4000_0000 >> 12 | ones) << 10 | u64::from(size > 0x1000) << 9;
         assert_eq!(response, expected, "SZ-02, DBG-19: {response:#x}");
     }

@@ -8,8 +8,9 @@
 mod dma_rig;
 
 use dma_rig::{DEVICE, DmaRig, everything};
-use riscv_viommu::mock::guest::register::{DDTP, FQCSR, FQOF};
+use riscv_viommu::mock::guest::register::{DDTP, FQCSR, FQOF, IOMMU_QOSID};
 use riscv_viommu::mock::guest::{Iofence, inval_ddt};
+use riscv_viommu::mock::tables::tc::{DTF, EN_ATS, PDTV, SADE, SXL, T2GPA};
 use riscv_viommu::mock::tables::{Directory, PageTable, ProcessDirectory, bare, pte};
 use riscv_viommu::{
     AtsCompletion, AtsRequest, Attachment, Capabilities, DeviceId, DevicePolicy, FirstStageMode, Gpa, Gscid, Gxl, Iova,
@@ -19,17 +20,8 @@ use riscv_viommu::{
 const IOVA: u64 = 0x20_0040_3000;
 
 const V: u64 = 1;
-// Bits of tc (DC-01 to DC-12).
-const EN_ATS: u64 = 1 << 1;
-const T2GPA: u64 = 1 << 3;
-const DTF: u64 = 1 << 4;
-const PDTV: u64 = 1 << 5;
-const SADE: u64 = 1 << 8;
-const SXL: u64 = 1 << 11;
 /// `fctl.GXL`.
 const GXL: u64 = 1 << 2;
-/// `iommu_qosid`: RCID in 11:0, MCID in 27:16.
-const IOMMU_QOSID: u64 = 624;
 
 /// A kind of access, with its TTYP and its causes of access, page and guest-page faults (ACC-03, ACC-04).
 #[derive(Clone, Copy)]

@@ -18,6 +18,7 @@ use riscv_viommu::mock::guest::register::{
     CIP, CQB, CQCSR, CQT, DDTP, FIP, FQB, FQCSR, FQT, IPSR, MEMORY_FAULT, MSI_CFG_TBL,
 };
 use riscv_viommu::mock::guest::{FaultRing, Iofence};
+use riscv_viommu::mock::tables::tc::{DTF, GADE, PDTV, SADE, SBE, SXL};
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory, pte};
 use riscv_viommu::mock::{Memory, Wires};
 use riscv_viommu::{
@@ -26,13 +27,6 @@ use riscv_viommu::{
 };
 
 const V: u64 = 1;
-// Bits of tc (DC-01 to DC-12).
-const DTF: u64 = 1 << 4;
-const PDTV: u64 = 1 << 5;
-const GADE: u64 = 1 << 7;
-const SADE: u64 = 1 << 8;
-const SBE: u64 = 1 << 10;
-const SXL: u64 = 1 << 11;
 /// `fctl.BE`.
 const BE: u64 = 1;
 

@@ -50,6 +50,20 @@ pub mod register {
     pub const PQCSR: u64 = 80;
     /// `ipsr`, 4 bytes.
     pub const IPSR: u64 = 84;
+    /// `iocountovf`, 4 bytes.
+    pub const IOCOUNTOVF: u64 = 88;
+    /// `iocountinh`, 4 bytes.
+    pub const IOCOUNTINH: u64 = 92;
+    /// `iohpmcycles`, 8 bytes.
+    pub const IOHPMCYCLES: u64 = 96;
+    /// `tr_req_iova`, 8 bytes.
+    pub const TR_REQ_IOVA: u64 = 600;
+    /// `tr_req_ctl`, 8 bytes.
+    pub const TR_REQ_CTL: u64 = 608;
+    /// `tr_response`, 8 bytes.
+    pub const TR_RESPONSE: u64 = 616;
+    /// `iommu_qosid`, 4 bytes: RCID in 11:0, MCID in 27:16.
+    pub const IOMMU_QOSID: u64 = 624;
     /// `icvec`, 8 bytes.
     pub const ICVEC: u64 = 760;
     /// `msi_cfg_tbl`: 16 bytes for each vector, address (8), data (4), vector control (4).
@@ -81,8 +95,24 @@ pub mod register {
     pub const CIP: u64 = 1;
     /// `ipsr.fip`.
     pub const FIP: u64 = 1 << 1;
+    /// `ipsr.pmip`.
+    pub const PMIP: u64 = 1 << 2;
     /// `ipsr.pip`.
     pub const PIP: u64 = 1 << 3;
+    /// OF of `iohpmcycles` and `iohpmevt`.
+    pub const OF: u64 = 1 << 63;
+
+    /// `iohpmctr` of the counter `n`, 1 to 31, 8 bytes.
+    #[must_use]
+    pub const fn iohpmctr(n: u64) -> u64 {
+        104_u64.wrapping_add(n.wrapping_sub(1).wrapping_mul(8))
+    }
+
+    /// `iohpmevt` of the counter `n`, 1 to 31, 8 bytes.
+    #[must_use]
+    pub const fn iohpmevt(n: u64) -> u64 {
+        352_u64.wrapping_add(n.wrapping_sub(1).wrapping_mul(8))
+    }
 }
 
 /// The command queue as the guest's driver sees it: it owns the tail.

@@ -4,6 +4,7 @@
 
 use riscv_viommu::mock::Memory;
 use riscv_viommu::mock::guest::register;
+use riscv_viommu::mock::tables::tc::{PDTV, SBE};
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory, pte};
 use riscv_viommu::{
     AtsCompletion, AtsRequest, AtsTranslation, Config, FirstStageMode, Gpa, Gscid, Iova, ProcessId, Request,
@@ -11,18 +12,6 @@ use riscv_viommu::{
 };
 
 use crate::dma_rig::{DmaRig, everything};
-
-// Bits of tc (rules DC-01 to DC-11).
-pub(crate) const V: u64 = 1;
-pub(crate) const EN_ATS: u64 = 1 << 1;
-pub(crate) const EN_PRI: u64 = 1 << 2;
-pub(crate) const T2GPA: u64 = 1 << 3;
-pub(crate) const DTF: u64 = 1 << 4;
-pub(crate) const PDTV: u64 = 1 << 5;
-pub(crate) const GADE: u64 = 1 << 7;
-pub(crate) const SADE: u64 = 1 << 8;
-pub(crate) const DPE: u64 = 1 << 9;
-pub(crate) const SBE: u64 = 1 << 10;
 
 /// How much less a guest-physical address of the VM's tables is than their address in memory.
 pub(crate) const OFFSET: u64 = 0x4000_0000;

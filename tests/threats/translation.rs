@@ -3,14 +3,11 @@
 use riscv_viommu::mock::Event;
 use riscv_viommu::mock::guest::{Iofence, Iotinval, register as reg};
 use riscv_viommu::mock::tables::PageTable;
+use riscv_viommu::mock::tables::tc::{GADE, SADE};
 use riscv_viommu::{Cause, Completion, MemoryFault, Post, Request, SecondStageMode, Target, TranslateError};
 
 use super::dma_rig::{DmaRig, everything};
 use super::*;
-
-/// SADE and GADE of `tc`.
-const SADE: u64 = 1 << 8;
-const GADE: u64 = 1 << 7;
 
 /// V, R, W, X and U.
 const CLEAN: u64 = 0x1f;

@@ -9,19 +9,11 @@ pub(crate) mod random;
 use crate::dma_rig::{DmaRig, everything};
 use proptest::test_runner::{Config as Runs, RngAlgorithm, TestRng, TestRunner};
 use riscv_viommu::mock::guest::register as reg;
+use riscv_viommu::mock::tables::tc::{PDTV, SXL};
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory};
 use riscv_viommu::{
     Attachment, Config, FirstStageMode, Gpa, Gscid, Gxl, Iova, ProcessId, Request, SecondStageMode, Translation,
 };
-
-/// Bits of `tc` (rules DC-01 to DC-12).
-pub(crate) const EN_ATS: u64 = 1 << 1;
-pub(crate) const T2GPA: u64 = 1 << 3;
-pub(crate) const PDTV: u64 = 1 << 5;
-pub(crate) const GADE: u64 = 1 << 7;
-pub(crate) const SADE: u64 = 1 << 8;
-pub(crate) const SBE: u64 = 1 << 10;
-pub(crate) const SXL: u64 = 1 << 11;
 
 /// Bits of `fctl` (rules REG-FCTL-01, REG-FCTL-03).
 pub(crate) const BE: u64 = 1;

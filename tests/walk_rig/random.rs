@@ -2,10 +2,11 @@
 //! addresses, which the second stage maps to themselves, with changes of single entries.
 
 use super::model::{Failure, Page, Stage, Want, World};
-use super::{ACCESSES, FIRST, GADE, PROCESS, SADE, SECOND, SXL, context, gxl, process_context, set_fctl};
+use super::{ACCESSES, FIRST, PROCESS, SECOND, context, gxl, process_context, set_fctl};
 use crate::dma_rig::{DmaRig, everything};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
+use riscv_viommu::mock::tables::tc::{GADE, SADE, SXL};
 use riscv_viommu::mock::{Event, Memory};
 use riscv_viommu::{Capabilities, Gpa, Gxl, Target};
 use std::collections::BTreeMap;

@@ -40,6 +40,34 @@ pub mod pte {
     pub const RO: u64 = V | R | U | A;
 }
 
+/// Bits of `tc` of a device context (rules DC-01 to DC-12).
+pub mod tc {
+    /// Valid.
+    pub const V: u64 = 1;
+    /// ATS translation and translated requests are allowed.
+    pub const EN_ATS: u64 = 1 << 1;
+    /// Page requests are allowed.
+    pub const EN_PRI: u64 = 1 << 2;
+    /// ATS answers, and is asked with, guest-physical addresses.
+    pub const T2GPA: u64 = 1 << 3;
+    /// Faults of translation are not recorded.
+    pub const DTF: u64 = 1 << 4;
+    /// `fsc` is that of a process directory.
+    pub const PDTV: u64 = 1 << 5;
+    /// Page-request-group responses have a PASID.
+    pub const PRPR: u64 = 1 << 6;
+    /// The IOMMU updates A and D of the second stage.
+    pub const GADE: u64 = 1 << 7;
+    /// The IOMMU updates A and D of the first stage.
+    pub const SADE: u64 = 1 << 8;
+    /// Requests without a process are those of process 0.
+    pub const DPE: u64 = 1 << 9;
+    /// The process directory and the first stage are big-endian.
+    pub const SBE: u64 = 1 << 10;
+    /// The first stage is that of RV32.
+    pub const SXL: u64 = 1 << 11;
+}
+
 /// A device context that translates nothing: V = 1, `iosatp` Bare (rules DC-01, DC-24).
 #[must_use]
 pub const fn bare() -> [u64; 4] {

@@ -8,26 +8,24 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
     reason = "small numbers, and a failure is a finding"
 )]
 
 mod dma_rig;
+mod full_guest;
 
 use dma_rig::{DEVICE, DmaRig, everything};
+use full_guest::{FSC, GPA, GSCID, Guest, IOHGATP, PAGE, PROCESS, PSCID, RWX, SPA, TA, TC, WINDOW};
+use riscv_viommu::mock::guest::register::{
+    IOCOUNTINH, IOCOUNTOVF, OF, PMIP, TR_REQ_CTL, TR_REQ_IOVA, iohpmctr, iohpmevt,
+};
 use riscv_viommu::mock::guest::{Iotinval, inval_ddt, inval_pdt, register};
+use riscv_viommu::mock::tables::tc::{DPE, EN_ATS, EN_PRI, GADE, PDTV, SADE, T2GPA};
 use riscv_viommu::mock::tables::{Directory, PageTable, ProcessDirectory, pte};
 use riscv_viommu::{
-    AtsRequest, DeviceId, FirstStageMode, Gpa, Gscid, Iova, MemoryFault, PageRequest, Prgi, ProcessId, Pscid, Request,
+    AtsRequest, DeviceId, FirstStageMode, Gpa, Iova, MemoryFault, PageRequest, Prgi, ProcessId, Request,
     SecondStageMode, Target,
 };
-
-const IOCOUNTOVF: u64 = 88;
-const IOCOUNTINH: u64 = 92;
-const TR_REQ_IOVA: u64 = 600;
-const TR_REQ_CTL: u64 = 608;
-const PMIP: u64 = 1 << 2;
-const OF: u64 = 1 << 63;
 
 /// Events (rules HPM-23 to HPM-30).
 const UNTRANSLATED: u64 = 1;
@@ -39,107 +37,14 @@ const PDT: u64 = 6;
 const FIRST: u64 = 7;
 const SECOND: u64 = 8;
 
-/// Bits of `tc` (rules DC-01 to DC-10).
-const EN_ATS: u64 = 1 << 1;
-const EN_PRI: u64 = 1 << 2;
-const T2GPA: u64 = 1 << 3;
-const PDTV: u64 = 1 << 5;
-const GADE: u64 = 1 << 7;
-const SADE: u64 = 1 << 8;
-const DPE: u64 = 1 << 9;
-
-/// Words of a context.
-const TC: usize = 0;
-const IOHGATP: usize = 1;
-const TA: usize = 2;
-const FSC: usize = 3;
-const MSIPTP: usize = 4;
-const ADDR_PATTERN: usize = 6;
-
-const PROCESS: ProcessId = ProcessId::truncate(0xab);
-const PSCID: Pscid = Pscid::truncate(0x1_2345);
-const GSCID: Gscid = Gscid::truncate(0xbeef);
-
-const PAGE: u64 = 0x3e_0040_0000;
-const GPA: u64 = 0x30_0000_0000;
-const SPA: u64 = 0x50_0000_0000;
-const WINDOW: u64 = 0x2800_0000;
-const FILE: u64 = 0x4_5600_0000;
-
-const RWX: u64 = pte::RW | pte::X;
-
-fn iohpmctr(n: u64) -> u64 {
-    104 + 8 * (n - 1)
-}
-
-fn iohpmevt(n: u64) -> u64 {
-    352 + 8 * (n - 1)
-}
-
-/// A guest whose counter n counts event n, for n from 1 to 8, without filters; more for filters.
-struct Guest<const CACHE: usize = 0> {
-    rig: DmaRig<CACHE>,
-    first: PageTable,
-    second: PageTable,
-    processes: ProcessDirectory,
-    msi: Gpa,
-    context: [u64; 7],
-}
-
-impl Guest {
-    fn new() -> Self {
-        Self::counting()
-    }
-}
-
 impl<const CACHE: usize> Guest<CACHE> {
+    /// A guest whose counter n counts event n, for n from 1 to 8, without filters; more for filters.
     fn counting() -> Self {
-        let rig = DmaRig::new(everything().with_counters(16));
-        let memory = &rig.memory;
-        let first = PageTable::first_stage(memory, FirstStageMode::Sv39);
-        let second = PageTable::second_stage(memory, SecondStageMode::Sv39x4);
-        let processes = ProcessDirectory::new(memory, 1);
-        let msi = memory.allocate(1);
-        first.map(PAGE, GPA, 0, RWX);
-        // 4 KiB: three entries on the way. The tables are in one gigabyte: one entry.
-        second.map(GPA, SPA, 0, RWX);
-        second.map(0x8000_0000, 0x8000_0000, 2, pte::RW);
-        memory.write(msi, FILE >> 2 | 0b111);
-        processes.set(PROCESS, [1 | u64::from(PSCID.get()) << 12, first.iosatp()]);
-        let context = [1, 0, u64::from(PSCID.get()) << 12, first.iosatp(), 0, 0, 0];
-        let mut guest = Self { rig, first, second, processes, msi, context };
-        guest.rig.set_context(&guest.context);
+        let mut guest = Self::with(everything().with_counters(16));
         for n in 1..=8 {
             guest.rig.write8(iohpmevt(n), n);
         }
         guest
-    }
-
-    fn change(&mut self, word: usize, value: u64) {
-        self.context[word] = value;
-        self.rig.set_context(&self.context);
-    }
-
-    fn with_processes(mut self) -> Self {
-        self.change(FSC, self.processes.pdtp());
-        self.change(TC, 1 | PDTV);
-        self
-    }
-
-    fn with_second_stage(mut self) -> Self {
-        self.change(IOHGATP, self.second.iohgatp(GSCID));
-        self
-    }
-
-    fn with_msi_table(self) -> Self {
-        let mut guest = self.with_second_stage();
-        guest.change(MSIPTP, 1 << 60 | guest.msi.get() >> 12);
-        guest.change(ADDR_PATTERN, WINDOW >> 12);
-        guest
-    }
-
-    fn read(&self, iova: u64) -> Request {
-        Request::read(self.rig.device, Iova::new(iova))
     }
 
     /// A read of the process.
@@ -186,7 +91,7 @@ impl<const CACHE: usize> Guest<CACHE> {
 
 #[test]
 fn requests_count_by_their_kind_before_any_check() {
-    let mut guest = Guest::new();
+    let mut guest = Guest::<0>::counting();
     for ddtp in [0, 1] {
         guest.rig.write8(register::DDTP, ddtp);
         let (untranslated, ats) = (guest.read(PAGE), guest.ats(PAGE));
@@ -206,7 +111,7 @@ fn requests_count_by_their_kind_before_any_check() {
 
 #[test]
 fn reads_writes_and_fetches_are_one_request_each() {
-    let mut guest = Guest::new();
+    let mut guest = Guest::<0>::counting();
     let device = guest.rig.device;
     for request in [
         Request::read(device, Iova::new(PAGE)).with_length(4096),
@@ -226,7 +131,7 @@ fn reads_writes_and_fetches_are_one_request_each() {
 
 #[test]
 fn a_request_that_goes_past_the_last_address_goes_on_at_the_first() {
-    let mut guest = Guest::new();
+    let mut guest = Guest::<0>::counting();
     guest.change(FSC, 0);
     let request = guest.read(u64::MAX - 0xf).with_length(0x48);
     let _ = guest.take();
@@ -239,7 +144,7 @@ fn a_request_that_goes_past_the_last_address_goes_on_at_the_first() {
 
 #[test]
 fn a_translated_request_counts_what_it_has_translated() {
-    let mut guest = Guest::new().with_second_stage();
+    let mut guest = Guest::<0>::counting().with_second_stage();
     guest.change(TC, 1 | EN_ATS);
     let request = guest.read(GPA).translated();
     assert_eq!(guest.counts(request), [0, 1, 0, 0, 3, 0, 0, 0], "HPT-01, HPM-24, HPM-26, TR-11");
@@ -251,7 +156,7 @@ fn a_translated_request_counts_what_it_has_translated() {
 
 #[test]
 fn a_request_of_the_guest_itself_is_an_untranslated_one() {
-    let mut guest = Guest::new();
+    let mut guest = Guest::<0>::counting();
     guest.rig.write8(TR_REQ_IOVA, PAGE);
     for ctl in [1 << 3, 0, 1 << 3 | 1 << 2] {
         guest.rig.write8(TR_REQ_CTL, u64::from(DEVICE) << 40 | ctl | 1);
@@ -264,7 +169,7 @@ fn a_request_of_the_guest_itself_is_an_untranslated_one() {
 
 #[test]
 fn a_page_request_counts_the_directory_it_walks() {
-    let mut guest = Guest::new();
+    let mut guest = Guest::<0>::counting();
     let request = PageRequest::read(Iova::new(PAGE), Prgi::truncate(1));
     for (tc, expected) in [(1 | EN_ATS | EN_PRI, 3), (1, 3)] {
         guest.change(TC, tc);
@@ -278,7 +183,7 @@ fn a_page_request_counts_the_directory_it_walks() {
 
 #[test]
 fn what_the_host_refuses_is_no_request_of_the_guest() {
-    let mut guest = Guest::new();
+    let mut guest = Guest::<0>::counting();
     let request = guest.read(PAGE);
     let _ = guest.rig.iommu.detach(DeviceId::truncate(DEVICE)).expect("attached");
     assert_eq!(guest.counts(request), [0; 8], "HPM-23");
@@ -288,7 +193,7 @@ fn what_the_host_refuses_is_no_request_of_the_guest() {
 
 #[test]
 fn every_entry_of_the_device_directory_counts() {
-    let mut guest = Guest::new();
+    let mut guest = Guest::<0>::counting();
     let id = DeviceId::truncate(DEVICE);
     let request = guest.read(PAGE);
     for level in [1, 2] {
@@ -317,7 +222,7 @@ fn every_entry_of_the_device_directory_counts() {
 #[test]
 fn every_entry_of_the_process_directory_counts() {
     for levels in 1..=3 {
-        let mut guest = Guest::new().with_processes();
+        let mut guest = Guest::<0>::counting().with_processes();
         guest.processes = ProcessDirectory::new(&guest.rig.memory, levels);
         guest.processes.set(PROCESS, [1, guest.first.iosatp()]);
         guest.change(FSC, guest.processes.pdtp());
@@ -340,7 +245,7 @@ fn every_entry_of_the_first_stage_counts() {
     let modes = [(FirstStageMode::Sv39, 3), (FirstStageMode::Sv48, 4), (FirstStageMode::Sv57, 5)];
     for (mode, levels) in modes {
         for leaf in 0..3 {
-            let mut guest = Guest::new();
+            let mut guest = Guest::<0>::counting();
             guest.first = PageTable::first_stage(&guest.rig.memory, mode);
             guest.first.map(PAGE, GPA, leaf, RWX);
             guest.change(FSC, guest.first.iosatp());
@@ -351,7 +256,7 @@ fn every_entry_of_the_first_stage_counts() {
             assert_eq!(guest.counts(request), [1, 0, 0, 1, 3, 0, loads, 0], "HPM-29: V = 0 counts as any");
         }
     }
-    let mut guest = Guest::new();
+    let mut guest = Guest::<0>::counting();
     let request = guest.read(1 << 39);
     let counts = guest.counts(request);
     assert_eq!(counts[6], 0, "HPM-29, S1-04: not canonical, nothing is read");
@@ -359,7 +264,7 @@ fn every_entry_of_the_first_stage_counts() {
 
 #[test]
 fn every_entry_of_the_second_stage_counts_whatever_it_is_read_for() {
-    let mut guest = Guest::new().with_second_stage();
+    let mut guest = Guest::<0>::counting().with_second_stage();
     let request = guest.read(PAGE);
     // One for each first-stage entry, three for the page.
     assert_eq!(guest.counts(request), [1, 0, 0, 1, 3, 0, 3, 3 + 3], "HPM-30, HPM-31, HPT-01");
@@ -369,7 +274,7 @@ fn every_entry_of_the_second_stage_counts_whatever_it_is_read_for() {
     assert_eq!(guest.counts(request), [1, 0, 0, 1, 3, 0, 3, 3 + 1], "HPM-30: V = 0 counts as any");
     guest.second.unmap(0x8000_0000, 2);
     assert_eq!(guest.counts(request), [1, 0, 0, 1, 3, 0, 0, 1], "HPM-30: the root of the first stage is not there");
-    let mut guest = Guest::new().with_second_stage().with_processes();
+    let mut guest = Guest::<0>::counting().with_second_stage().with_processes();
     let request = guest.of_process();
     assert_eq!(guest.counts(request), [1, 0, 0, 1, 3, 1, 3, 1 + 3 + 3], "HPM-28, HPM-30: and one for the process");
     guest.change(FSC, 0);
@@ -379,7 +284,7 @@ fn every_entry_of_the_second_stage_counts_whatever_it_is_read_for() {
 
 #[test]
 fn the_longest_way_there_is_has_56_loads() {
-    let mut guest = Guest::new();
+    let mut guest = Guest::<0>::counting();
     let second = PageTable::second_stage(&guest.rig.memory, SecondStageMode::Sv57x4);
     let first = PageTable::first_stage(&guest.rig.memory, FirstStageMode::Sv57);
     let processes = ProcessDirectory::new(&guest.rig.memory, 3);
@@ -401,7 +306,7 @@ fn the_longest_way_there_is_has_56_loads() {
 
 #[test]
 fn an_update_of_a_and_d_counts_once_more() {
-    let mut guest = Guest::new();
+    let mut guest = Guest::<0>::counting();
     guest.change(TC, 1 | SADE);
     let (read, write) = (guest.read(PAGE), Request::write(guest.rig.device, Iova::new(PAGE)));
     guest.first.map(PAGE, GPA, 0, RWX & !pte::A & !pte::D);
@@ -421,7 +326,7 @@ fn an_update_of_a_and_d_counts_once_more() {
 
 #[test]
 fn an_update_in_the_second_stage_counts_once_more() {
-    let mut guest = Guest::new().with_second_stage();
+    let mut guest = Guest::<0>::counting().with_second_stage();
     guest.change(TC, 1 | GADE);
     let (read, write) = (guest.read(PAGE), Request::write(guest.rig.device, Iova::new(PAGE)));
     guest.second.map(GPA, SPA, 0, RWX & !pte::A & !pte::D);
@@ -441,7 +346,7 @@ fn an_update_in_the_second_stage_counts_once_more() {
 
 #[test]
 fn an_entry_of_an_msi_table_is_no_walk() {
-    let mut guest = Guest::new().with_msi_table();
+    let mut guest = Guest::<0>::counting().with_msi_table();
     guest.first.map(PAGE, WINDOW, 0, RWX);
     let request = guest.read(PAGE);
     assert_eq!(guest.counts(request), [1, 0, 0, 1, 3, 0, 3, 3], "HPT-01, HPM-30: of the first stage alone");
@@ -497,13 +402,13 @@ fn what_is_remembered_and_not_enough_is_a_miss() {
 
 #[test]
 fn a_miss_counts_once_for_both_stages() {
-    let mut guest = Guest::new().with_second_stage().with_processes();
+    let mut guest = Guest::<0>::counting().with_second_stage().with_processes();
     let request = guest.of_process();
     for _ in 0..2 {
         assert_eq!(guest.counts(request)[3], 1, "HPM-26: nothing is remembered");
     }
     // With no stage at all there is nothing to miss.
-    let mut guest = Guest::new();
+    let mut guest = Guest::<0>::counting();
     guest.change(FSC, 0);
     let request = guest.read(PAGE);
     assert_eq!(guest.counts(request), [1, 0, 0, 0, 3, 0, 0, 0], "HPM-26, UNSPECIFIED");
@@ -512,7 +417,7 @@ fn a_miss_counts_once_for_both_stages() {
 #[test]
 fn a_process_that_is_not_found_is_no_miss() {
     // The second stage of the way to a process is not what a request looks up.
-    let mut guest = Guest::new().with_second_stage().with_processes();
+    let mut guest = Guest::<0>::counting().with_second_stage().with_processes();
     let request = guest.of_process();
     guest.processes.set(PROCESS, [0, 0]);
     assert_eq!(guest.counts(request), [1, 0, 0, 0, 3, 1, 0, 1], "HPM-26: 266");
@@ -533,7 +438,7 @@ fn an_entry_of_an_msi_table_that_is_not_remembered_is_a_miss() {
 
 #[test]
 fn requests_and_walks_are_told_apart_by_device_and_process() {
-    let mut guest = Guest::new().with_second_stage().with_processes();
+    let mut guest = Guest::<0>::counting().with_second_stage().with_processes();
     let request = guest.of_process();
     let counts = [1, 0, 0, 1, 3, 1, 3, 7];
     // DID in 59:36, DV in 61; PID in 35:16, PV in 60; IDT = 0.
@@ -559,7 +464,7 @@ fn walks_and_misses_are_told_apart_by_address_space() {
     // GSCID in 59:36, GV in 61; PSCID in 35:16, PSCV in 60; IDT in 62.
     let (vm, space) = (1 << 61 | u64::from(GSCID.get()) << 36, 1 << 60 | u64::from(PSCID.get()) << 16);
     let idt = 1 << 62;
-    let mut guest = Guest::new().with_second_stage();
+    let mut guest = Guest::<0>::counting().with_second_stage();
     let request = guest.read(PAGE);
     for (event, count) in [(TLB_MISS, 1), (FIRST, 3), (SECOND, 6)] {
         for filter in [0, vm, space, vm | space] {
@@ -587,7 +492,7 @@ fn walks_and_misses_are_told_apart_by_address_space() {
 
 #[test]
 fn the_address_space_of_a_process_is_that_of_its_context() {
-    let mut guest = Guest::new().with_processes();
+    let mut guest = Guest::<0>::counting().with_processes();
     guest.change(TA, 0);
     let request = guest.of_process();
     let selector = FIRST | 1 << 62 | 1 << 60;
@@ -597,7 +502,7 @@ fn the_address_space_of_a_process_is_that_of_its_context() {
 
 #[test]
 fn the_default_process_counts_for_walks_and_not_for_requests() {
-    let mut guest = Guest::new().with_second_stage().with_processes();
+    let mut guest = Guest::<0>::counting().with_second_stage().with_processes();
     guest.change(TC, 1 | PDTV | DPE);
     guest.processes.set(ProcessId::truncate(0), [1, guest.first.iosatp()]);
     let request = guest.read(PAGE);
@@ -616,7 +521,7 @@ fn the_default_process_counts_for_walks_and_not_for_requests() {
 
 #[test]
 fn translated_and_ats_requests_count_for_their_process() {
-    let mut guest = Guest::new().with_second_stage().with_processes();
+    let mut guest = Guest::<0>::counting().with_second_stage().with_processes();
     guest.change(TC, 1 | PDTV | EN_ATS);
     let filter = 1 << 60 | u64::from(PROCESS.get()) << 16;
     let request = guest.of_process().translated();
@@ -635,7 +540,7 @@ fn translated_and_ats_requests_count_for_their_process() {
 
 #[test]
 fn a_translation_that_makes_a_counter_overflow_interrupts() {
-    let mut guest = Guest::new();
+    let mut guest = Guest::<0>::counting();
     // pmiv is bits 11:8 of icvec; wires follow ipsr.
     guest.rig.write8(register::ICVEC, 0x0300);
     let request = guest.read(PAGE);
@@ -657,7 +562,7 @@ fn a_translation_that_makes_a_counter_overflow_interrupts() {
 
 #[test]
 fn a_request_that_faults_and_one_of_the_guest_interrupt_as_well() {
-    let mut guest = Guest::new();
+    let mut guest = Guest::<0>::counting();
     guest.rig.write8(iohpmctr(UNTRANSLATED), u64::MAX);
     let request = guest.read(0x1000);
     assert_eq!(guest.rig.address(request), Err(13));
@@ -680,7 +585,7 @@ fn a_request_that_faults_and_one_of_the_guest_interrupt_as_well() {
 
 #[test]
 fn counters_that_are_inhibited_or_count_nothing_stand_still() {
-    let mut guest = Guest::new();
+    let mut guest = Guest::<0>::counting();
     guest.rig.write(IOCOUNTINH, 1 << FIRST | 1 << UNTRANSLATED);
     guest.rig.write8(iohpmevt(DDT), 0);
     let request = guest.read(PAGE);
@@ -691,7 +596,7 @@ fn counters_that_are_inhibited_or_count_nothing_stand_still() {
 
 #[test]
 fn several_counters_may_count_the_same() {
-    let mut guest = Guest::new();
+    let mut guest = Guest::<0>::counting();
     for n in 9..=16 {
         guest.rig.write8(iohpmevt(n), FIRST);
     }
