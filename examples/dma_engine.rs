@@ -317,10 +317,6 @@ fn access(
     iommu: &mut Iommu<'_>,
     mut transfer: impl FnMut(Gpa, Range<usize>) -> Result<(), MemoryFault>,
 ) -> Result<()> {
-    if bytes == 0 {
-        // The guest chose it, and a request is for 1 byte at least.
-        return Ok(());
-    }
     let mut done = 0;
     for piece in iommu.pieces(request.with_length(u64::try_from(bytes)?)) {
         let piece = piece?;
