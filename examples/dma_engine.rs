@@ -299,7 +299,7 @@ impl Engine<'_> {
 
     /// An MSI: a write of 4 bytes to where the guest's tables lead.
     fn signal(&self, (address, data): (u64, u32), iommu: &mut Iommu<'_>) -> Result<()> {
-        match iommu.translate(&Request::message(self.device, Iova::new(address), data))?.target {
+        match iommu.translate(&Request::msi(self.device, Iova::new(address), data))?.target {
             Target::Memory(at) | Target::InterruptFile(at) => {
                 println!("  engine: sends message {data} to {at}");
                 Ok(self.machine.write_word(at, data)?)
@@ -317,10 +317,6 @@ fn access(
     iommu: &mut Iommu<'_>,
     mut transfer: impl FnMut(Gpa, Range<usize>) -> Result<(), MemoryFault>,
 ) -> Result<()> {
-    if bytes == 0 {
-        // The guest chose it, and a request is for 1 byte at least.
-        return Ok(());
-    }
     let mut done = 0;
     for piece in iommu.pieces(request.with_length(u64::try_from(bytes)?)) {
         let piece = piece?;

@@ -7,17 +7,18 @@
 //! | [`PhysicalIommu`] | contexts, invalidations and fences on the physical IOMMU | takes [`NoPhysical`] |
 //!
 //! A type that implements all three is a [`Backend`]; [`Parts`] makes one of three separate values. A wrapper that
-//! traces, fans out or injects faults wraps one of the three.
+//! traces, fans out or injects faults wraps one of the three, and forwards all methods of it, the ones with defaults
+//! too.
 //!
 //! Of [`GuestMemory`] every host has [`load`](GuestMemory::load), [`store`](GuestMemory::store) and
 //! [`post`](GuestMemory::post). The other methods have defaults:
 //!
-//! | method | without it there is no |
+//! | method | what it makes possible |
 //! |---|---|
-//! | [`compare_exchange`](GuestMemory::compare_exchange), [`has_compare_exchange`](GuestMemory::has_compare_exchange) | update of A and D bits (`AMO_HWAD`) for emulated devices, no interrupt file in memory (`MSI_MRIF`) |
-//! | [`drain`](GuestMemory::drain) | DMA of emulated devices that outlives the lock its translation was asked for under |
-//! | [`unmapped`](GuestMemory::unmapped) | translation kept for a second access |
-//! | [`publish`](GuestMemory::publish) | register read without a trap ([`Config::with_mirror`](crate::Config::with_mirror)) |
+//! | [`compare_exchange`](GuestMemory::compare_exchange), [`has_compare_exchange`](GuestMemory::has_compare_exchange) | updates of A and D bits (`AMO_HWAD`) for emulated devices, interrupt files in memory (`MSI_MRIF`) |
+//! | [`counts_dma`](GuestMemory::counts_dma), [`drain`](GuestMemory::drain) | DMA of emulated devices that outlives the lock its translation was asked for under |
+//! | [`unmapped`](GuestMemory::unmapped) | translations kept for a second access |
+//! | [`publish`](GuestMemory::publish) | register reads without a trap ([`Config::with_mirror`](crate::Config::with_mirror)) |
 //!
 //! # Locks
 //!
@@ -28,6 +29,12 @@
 //! under its own lock, so the crate never calls one: what the guest has for it is taken with
 //! [`next_message`](crate::VIommu::next_message).
 //!
+//! Whichever thread made a call goes on with [`run`](crate::VIommu::run) and takes the messages. Any of them may find
+//! itself in [`post`](GuestMemory::post) or [`set_wire`](Interrupts::set_wire), a device model's too: its
+//! [`translate`](crate::VIommu::translate) records a fault, of which the guest is told. What a
+//! [`Translation`](crate::Translation) leads to is looked up among RAM and interrupt files only: not the register page
+//! of a vIOMMU, and no device model under its own lock.
+//!
 //! # DMA of emulated devices
 //!
 //! The guest takes a page back in three steps: it changes its tables, orders an invalidation, and waits for a fence.
@@ -36,12 +43,132 @@
 //!
 //! * All DMA is done under the lock its [`Translation`](crate::Translation) was asked for under:
 //!   [`Config::with_synchronous_dma`](crate::Config::with_synchronous_dma). There is never anything to wait for.
-//! * DMA goes on without the lock, in another thread or another process: [`drain`](GuestMemory::drain) is asked whether
-//!   that of an [`Epoch`] is done, and the guest's fence waits until the host says so with
-//!   [`drained`](crate::VIommu::drained).
+//! * DMA goes on without the lock, in another thread or another process: [`counts_dma`](GuestMemory::counts_dma) says
+//!   so, [`drain`](GuestMemory::drain) is asked whether that of an [`Epoch`] is done, and the guest's fence waits until
+//!   the host says so with [`drained`](crate::VIommu::drained). A DMA is counted before the vIOMMU's lock, under which
+//!   its translation was asked for, is let go.
 //!
-//! With neither, [`attach_emulated`](crate::VIommu::attach_emulated) refuses. A host that keeps translations for later
-//! accesses (vhost, an IOTLB of a device model) has `drain`, and [`unmapped`](GuestMemory::unmapped) in addition.
+//! With neither, [`attach_emulated`](crate::VIommu::attach_emulated) refuses.
+//!
+//! # A host that remembers translations
+//!
+//! Vhost, an IOTLB of a device model and the like use a [`Translation`](crate::Translation) for later accesses, too.
+//! Such a host has [`unmapped`](GuestMemory::unmapped) besides [`counts_dma`](GuestMemory::counts_dma) and
+//! [`drain`](GuestMemory::drain), and a lock of its own around what it keeps and counts. `drain` and `unmapped` take
+//! it while the vIOMMU's is held; who has it does not ask for the vIOMMU's.
+//!
+//! * A translation is put in while the vIOMMU's lock is still held that it was asked for under. Later, the `unmapped`
+//!   that is about it may have been before it.
+//! * To look one up and to count the DMA that uses it is one step under the host's lock. Between two steps, `unmapped`
+//!   and `drain` could both find nothing.
+//! * It is kept for its device, its process or none, and its privilege; for the aligned range of
+//!   [`size`](crate::Translation::size) bytes around its address; and for accesses that its
+//!   [`permissions`](crate::Translation::permissions) allow. For any other access the vIOMMU is asked.
+//! * Not kept is what leads to [`Target::Mrif`](crate::Target::Mrif), where each write has to be seen, and what a
+//!   [`translated`](crate::Request::translated) request was told, whose address is not an IOVA.
+//! * `unmapped` with [`Pages`] drops each whose range overlaps with theirs, whatever `non_leaf` says. With a PSCID it
+//!   does not touch those whose [`pscid`](crate::Translation::pscid) is another or `None`. The id in
+//!   [`Invalidation::Device`] may be one that no device has. To drop more is always right.
+//! * DMA with a translation just handed out is of its epoch. DMA with one that was kept is of the epoch after the last
+//!   one that `drain` was asked for; the first epoch is 1, and before `drain` is asked that is the one. The epoch of
+//!   the translation may be over, so that no fence would wait any more; and a fence that began before the DMA must not
+//!   wait for it, or it might never be done.
+//!
+//! ```
+//! use riscv_viommu::{Completion, DeviceId, Epoch, Gpa, Invalidation, Request, Target, Translation};
+//! use std::collections::BTreeMap;
+//! use std::ops::RangeInclusive;
+//!
+//! /// What the host's lock guards.
+//! struct Dma {
+//!     kept: Vec<(Request, Translation)>,
+//!     /// How many are under way, by epoch.
+//!     running: BTreeMap<Epoch, u32>,
+//!     /// The last epoch that was asked for, 0 at first, and whether the answer was `Pending`.
+//!     asked: Epoch,
+//!     awaited: bool,
+//! }
+//!
+//! /// The addresses that are translated alike.
+//! fn range(request: &Request, translation: &Translation) -> RangeInclusive<u64> {
+//!     let within = translation.size - 1;
+//!     request.iova.get() & !within..=request.iova.get() | within
+//! }
+//!
+//! impl Dma {
+//!     /// DMA with a translation just handed out begins. The vIOMMU's lock is held.
+//!     fn begin(&mut self, request: &Request, translation: &Translation) {
+//!         *self.running.entry(translation.epoch).or_default() += 1;
+//!         if translation.target != Target::Mrif && request.access.is_untranslated() {
+//!             self.kept.push((*request, *translation));
+//!         }
+//!     }
+//!
+//!     /// A write begins, if a translation for it is kept: where it goes, and its epoch.
+//!     fn begin_kept(&mut self, request: &Request) -> Option<(Gpa, Epoch)> {
+//!         let first = request.iova.get();
+//!         let last = first.checked_add(request.length.checked_sub(1)?)?;
+//!         let key = |request: &Request| (request.device, request.process, request.privileged);
+//!         let (of, kept) = self.kept.iter().find(|(of, kept)| {
+//!             let range = range(of, kept);
+//!             key(of) == key(request) && range.contains(&first) && range.contains(&last) && kept.permissions.write
+//!         })?;
+//!         let at = kept.target.address()?.get().wrapping_add(first.wrapping_sub(of.iova.get()));
+//!         let epoch = self.asked.next();
+//!         *self.running.entry(epoch).or_default() += 1;
+//!         Some((Gpa::new(at), epoch))
+//!     }
+//!
+//!     /// DMA is done. `Some`: without the host's lock, `drained` is to be called with it.
+//!     fn end(&mut self, epoch: Epoch) -> Option<Epoch> {
+//!         *self.running.get_mut(&epoch)? -= 1;
+//!         self.running.retain(|_, running| *running != 0);
+//!         let is_drained = self.running.range(..=self.asked).next().is_none();
+//!         (is_drained && std::mem::take(&mut self.awaited)).then_some(self.asked)
+//!     }
+//!
+//!     /// For `GuestMemory::drain`.
+//!     fn drain(&mut self, upto: Epoch) -> Completion {
+//!         self.asked = upto;
+//!         self.awaited = self.running.range(..=upto).next().is_some();
+//!         if self.awaited { Completion::Pending } else { Completion::Done }
+//!     }
+//!
+//!     /// For `GuestMemory::unmapped`.
+//!     fn unmapped(&mut self, what: &Invalidation<DeviceId>) {
+//!         self.kept.retain(|(of, kept)| match what {
+//!             Invalidation::Device(id) => of.device.device() != *id,
+//!             Invalidation::AddressSpace(pscid) => kept.pscid != Some(*pscid),
+//!             Invalidation::Pages(pages) => {
+//!                 let (range, last) = (range(of, kept), pages.last.get() | 0xfff);
+//!                 let overlaps = *range.start() <= last && pages.first.get() <= *range.end();
+//!                 !overlaps || pages.pscid.is_some_and(|pscid| kept.pscid != Some(pscid))
+//!             }
+//!             _ => false,
+//!         });
+//!     }
+//! }
+//! #
+//! # use riscv_viommu::mock::{Memory, Wires};
+//! # use riscv_viommu::{Config, DevicePolicy, InterruptKinds, Iova, NoPhysical, Pages, Parts, Pscid, VIommu};
+//! # let mut dma = Dma { kept: Vec::new(), running: BTreeMap::new(), asked: Epoch::new(0), awaited: false };
+//! # let host = Parts { memory: Memory::new(), interrupts: Wires::new(InterruptKinds::Msi), physical: NoPhysical };
+//! # let mut iommu: VIommu<_> = VIommu::new(host);
+//! # iommu.start(&Config::emulated().with_synchronous_dma(true).with_reset_to_bare(true))?;
+//! # let device = iommu.attach_emulated(DeviceId::new(0x10)?, DevicePolicy::default())?;
+//! # let request = |iova| Request::write(device, Iova::new(iova)).with_length(8);
+//! # dma.begin(&request(0x4000_1008), &iommu.translate(&request(0x4000_1008))?);
+//! # assert_eq!(dma.drain(Epoch::new(1)), Completion::Pending);
+//! # assert_eq!(dma.begin_kept(&request(0x4000_0ff8)), Some((Gpa::new(0x4000_0ff8), Epoch::new(2))));
+//! # assert_eq!(dma.begin_kept(&request(0x3fff_fffc)), None);
+//! # assert_eq!((dma.end(Epoch::new(2)), dma.end(Epoch::new(1))), (None, Some(Epoch::new(1))));
+//! # dma.unmapped(&Invalidation::Pages(Pages::new(Iova::new(0), Iova::new(u64::MAX), Some(Pscid::new(1)?))));
+//! # dma.unmapped(&Invalidation::Pages(Pages::new(Iova::new(0), Iova::new(0x3fff_f000), None)));
+//! # assert_eq!(dma.kept.len(), 1);
+//! # dma.unmapped(&Invalidation::Pages(Pages::new(Iova::new(0x4000_0000), Iova::new(0x4000_0000), None)));
+//! # assert_eq!((dma.kept.len(), dma.drain(Epoch::new(2))), (0, Completion::Done));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 //!
 //! # A complete small host
 //!

@@ -94,7 +94,8 @@ impl Config {
     /// | debug interface, performance monitor, quality-of-service ids | [`with_debug`](Self::with_debug), [`with_counters`](Self::with_counters), [`with_qos_bits`](Self::with_qos_bits) |
     ///
     /// 4 interrupt vectors, base-format contexts and a reset to Off are as for [`nested`](Self::nested). A device can
-    /// be attached only if the host keeps count of its DMA ([`GuestMemory::drain`](crate::GuestMemory::drain)) or [has
+    /// be attached only if the host keeps count of its DMA
+    /// ([`GuestMemory::counts_dma`](crate::GuestMemory::counts_dma) and [`drain`](crate::GuestMemory::drain)) or [has
     /// none](Self::with_synchronous_dma) that could be counted.
     #[must_use]
     pub const fn emulated() -> Self {
@@ -104,7 +105,8 @@ impl Config {
     /// Offers at most what is set in `capabilities`, a `capabilities` register: `MSI_FLAT` selects extended-format
     /// contexts, `PAS` is an upper bound; fields the crate does not implement are ignored. `DBG`, `HPM` and `QOSID`
     /// take [`with_debug`](Self::with_debug), [`with_counters`](Self::with_counters) and
-    /// [`with_qos_bits`](Self::with_qos_bits) as well.
+    /// [`with_qos_bits`](Self::with_qos_bits) as well, `ATS` and `T2GPA` [`with_ats`](Self::with_ats), `Sv32` and
+    /// `Sv32x4` [`with_gxl`](Self::with_gxl).
     #[must_use]
     pub const fn with_capabilities(self, capabilities: Capabilities) -> Self {
         Self { offer: capabilities, ..self }
@@ -137,8 +139,8 @@ impl Config {
 
     /// States that every DMA of an emulated device is done under the lock its [`Translation`](crate::Translation) was
     /// asked for under: there is never one to wait for. Other hosts implement
-    /// [`GuestMemory::drain`](crate::GuestMemory::drain); [one of the two](crate::backend#dma-of-emulated-devices) has
-    /// to be.
+    /// [`GuestMemory::counts_dma`](crate::GuestMemory::counts_dma) and [`drain`](crate::GuestMemory::drain); [one of
+    /// the two](crate::backend#dma-of-emulated-devices) has to be.
     #[must_use]
     pub const fn with_synchronous_dma(self, synchronous: bool) -> Self {
         Self { synchronous_dma: synchronous, ..self }
@@ -183,8 +185,8 @@ impl Config {
         Self { reset_mode: if bare { DdtpMode::Bare } else { DdtpMode::Off }, ..self }
     }
 
-    /// Most units of work one call does: commands, re-walks of a device, page walks. What is left waits for
-    /// [`run`](crate::VIommu::run).
+    /// Most units of work one call does: commands, re-walks of a device. What is left waits for
+    /// [`run`](crate::VIommu::run). A translation is none: it is bounded by its tables.
     #[must_use]
     pub const fn with_budget(self, budget: u32) -> Self {
         Self { budget, ..self }

@@ -74,7 +74,7 @@ pub enum ConfigError {
     /// The physical address size must be 32 to 56 bits.
     #[error("a physical address size of {0:} bits: it must be 32 to 56")]
     Pas(u8),
-    /// `Sv57` needs `Sv48`, and `Sv48` needs `Sv39` (rule REG-CAP-40).
+    /// `Sv57` needs `Sv48`, and `Sv48` needs `Sv39`.
     #[error("Sv57 needs Sv48, and Sv48 needs Sv39")]
     ModeOrder,
     /// There are at most 31 programmable counters.
@@ -89,7 +89,7 @@ pub enum ConfigError {
     /// Counters change with every event, and would each time be published.
     #[error("performance counters can not be published to a mirror page")]
     MirroredCounters,
-    /// The host's IOMMU honours this PTE bit whether the guest is told or not, so it can not be hidden (MRG-12).
+    /// The host's IOMMU honours this PTE bit whether the guest is told or not, so it can not be hidden.
     #[error("{0:} is in the host's IOMMU and can not be hidden from a guest whose tables it walks")]
     MustMatchHost(&'static str),
     /// The host can not nest a guest's tables; the text says which fact is missing.
@@ -127,9 +127,11 @@ pub enum AttachError {
     #[error("A and D bits are offered, and this host has no compare_exchange to update them")]
     NoCompareExchange,
     /// DMA of emulated devices can not be waited for: the host neither keeps count of it
-    /// ([`GuestMemory::drain`](crate::GuestMemory::drain)) nor says that there is nothing to count
+    /// ([`GuestMemory::counts_dma`](crate::GuestMemory::counts_dma)) nor says that there is nothing to count
     /// ([`Config::with_synchronous_dma`](crate::Config::with_synchronous_dma)).
-    #[error("DMA of emulated devices can not be waited for: implement drain, or configure synchronous DMA")]
+    #[error(
+        "DMA of emulated devices can not be waited for: implement counts_dma and drain, or configure synchronous DMA"
+    )]
     NoDrain,
     /// Every device of this vIOMMU is blocked until its [`reset`](crate::VIommu::reset); [`Health`](crate::Health) says
     /// why.
@@ -137,7 +139,7 @@ pub enum AttachError {
     NeedsReset,
 }
 
-/// Why nothing was done for an emulated device.
+/// Why nothing was done for an emulated device. Only a [`Fault`](Self::Fault) is shown to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TranslateError {
@@ -152,7 +154,7 @@ pub enum TranslateError {
     #[error("the access is not supported")]
     Unsupported,
     /// The write goes to an interrupt file in memory, which has to see the data:
-    /// [`Request::message`](crate::Request::message). Nothing was stored.
+    /// [`Request::msi`](crate::Request::msi). Nothing was stored.
     #[error("the data of the write is needed: it goes to an interrupt file in memory")]
     NeedsData,
     /// The guest's tables, or what they lead to, do not allow it. The access is aborted, and the fault has been

@@ -72,13 +72,13 @@ impl TransactionType {
         matches!(self, Self::TranslatedExecute | Self::TranslatedRead | Self::TranslatedWrite)
     }
 
-    /// The access fault cause of this access: 1, 5 or 7 (rule ACC-04).
+    /// The access fault cause of this access: 1, 5 or 7.
     #[must_use]
     pub const fn access_fault(self) -> Cause {
         self.access().access_fault()
     }
 
-    /// The page fault cause of this access: 12, 13 or 15 (rule ACC-04).
+    /// The page fault cause of this access: 12, 13 or 15.
     #[must_use]
     pub const fn page_fault(self) -> Cause {
         self.access().page_fault()

@@ -158,7 +158,7 @@ impl SecondStageMode {
         }
     }
 
-    /// Width in bits of the guest-physical addresses it takes (rule S2-03).
+    /// Width in bits of the guest-physical addresses it takes.
     #[must_use]
     pub const fn input_width(self) -> u8 {
         match self {

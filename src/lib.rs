@@ -17,6 +17,12 @@
 //! emulated device ──► translate / pieces ─► ddt ─► pdt ─► pt ─► msi ──► address: the device model makes the access
 //! ```
 //!
+//! # First contact
+//!
+//! Implement the three traits of [`backend`], where a complete small host is, then follow `examples/quickstart.rs` for
+//! passthrough or `examples/dma_engine.rs` for emulated devices. A host with registers, page tables and guests that run
+//! is `examples/hypervisor`.
+//!
 //! # Layers
 //!
 //! Imports go down only; a test holds this table and the sources together.
@@ -57,12 +63,6 @@
 //! * Nothing a guest can trigger is logged louder than `debug`.
 //!
 //! Where the specification leaves a choice open, the code says `UNSPECIFIED` and which choice it makes.
-//!
-//! # First contact
-//!
-//! Implement the three traits of [`backend`], where a complete small host is, then follow `examples/quickstart.rs` for
-//! passthrough or `examples/dma_engine.rs` for emulated devices. A host with registers, page tables and guests that run
-//! is `examples/hypervisor`.
 #![no_std]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

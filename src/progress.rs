@@ -11,12 +11,14 @@ pub enum Progress {
     /// [`fence_done`](crate::VIommu::fence_done) when a pending fence is done, [`drained`](crate::VIommu::drained) when
     /// DMA is, and deliver every [`next_message`](crate::VIommu::next_message).
     Waiting,
-    /// The budget of this call is used up. Call [`run`](crate::VIommu::run) before the vCPU blocks.
+    /// There is work that can go on: the budget of the call is used up, or a message was taken that a command waits
+    /// behind. Call [`run`](crate::VIommu::run) before the vCPU blocks. A guest can keep its queue full: bound how
+    /// often in a row, and let a timer bring the host back.
     Runnable,
 }
 
-/// What is left of a call's budget. The unit is one command, one re-walk of a device, one page walk; a unit is never
-/// split.
+/// What is left of a call's budget. The unit is one command, one re-walk of a device; a unit is never split. A
+/// translation takes none: it is bounded by its tables.
 #[derive(Debug)]
 pub(crate) struct Budget(u32);
 

@@ -268,7 +268,7 @@ fn the_address_of_an_interrupt_file_in_memory_has_56_bits() {
         nested.rig.memory.map(cut, 512);
         let entry = nested.messages.checked_add(16).expect("small");
         nested.rig.memory.write(entry, file.get() >> 9 << 7 | 3);
-        let message = Request::message(nested.rig.device, Iova::new(MESSAGES + 0x1000), 7).with_process(PROCESS, false);
+        let message = Request::msi(nested.rig.device, Iova::new(MESSAGES + 0x1000), 7).with_process(PROCESS, false);
         assert_eq!(nested.rig.translate(message).map(|translation| translation.target), Ok(Target::Mrif));
         let words = [file, cut].map(|at| nested.rig.memory.read(at));
         assert_eq!(words, [1 << 7, 0], "DX-27, MSI-09: bit {bit}");
@@ -414,7 +414,7 @@ fn entries_of_rv32_tables_are_swapped_by_themselves() {
 fn interrupt_files_and_notices_are_little_endian() {
     for (be, sbe) in [(false, 0), (false, SBE), (true, 0), (true, SBE)] {
         let mut nested = Nested::<0>::of(everything(), TC | sbe, be);
-        let message = Request::message(nested.rig.device, Iova::new(MESSAGES + 0x1000), 3).with_process(PROCESS, false);
+        let message = Request::msi(nested.rig.device, Iova::new(MESSAGES + 0x1000), 3).with_process(PROCESS, false);
         let _ = nested.rig.take_faults();
         nested.rig.forget_accesses();
         assert_eq!(nested.rig.translate(message).map(|translation| translation.target), Ok(Target::Mrif));

@@ -75,7 +75,7 @@ fn a_request_says_what_it_was_made_with() {
         assert_eq!((of.process, of.privileged, of.access), (Some(process), true, access));
         assert_eq!([0, 1, 64, u64::MAX].map(|length| request.with_length(length).length), [0, 1, 64, u64::MAX]);
     }
-    let message = Request::message(device, iova, 0x1234_5678);
+    let message = Request::msi(device, iova, 0x1234_5678);
     let expected = (TransactionType::UntranslatedWrite, 4, Some(0x1234_5678));
     assert_eq!((message.access, message.length, message.data), expected, "MRIF-01");
 }

@@ -252,7 +252,7 @@ fn an_interrupt_file_that_can_not_be_updated_has_causes_of_its_own() {
                 let mut nested = Nested::<0>::new(tc);
                 let fails = if stores { Memory::fail_stores } else { Memory::fail };
                 fails(&nested.rig.memory, nested.file, 512, fault);
-                let message = Request::message(nested.rig.device, Iova::new(iova), 0x45).with_process(PROCESS, false);
+                let message = Request::msi(nested.rig.device, Iova::new(iova), 0x45).with_process(PROCESS, false);
                 assert_eq!(nested.rig.translate(message), Err(TranslateError::Fault(cause(code))), "{rules}, FLT-08");
                 let heads: Vec<_> = nested.rig.take_faults().iter().map(|record| record[0]).collect();
                 assert_eq!(heads, recorded, "{rules}");
@@ -265,7 +265,7 @@ fn an_interrupt_file_that_can_not_be_updated_has_causes_of_its_own() {
     }
     // The same file without a failure.
     let mut nested = Nested::<0>::new(TC);
-    let message = Request::message(nested.rig.device, Iova::new(iova), 0x45).with_process(PROCESS, false);
+    let message = Request::msi(nested.rig.device, Iova::new(iova), 0x45).with_process(PROCESS, false);
     assert_eq!(nested.rig.translate(message).map(|translation| translation.target), Ok(Target::Mrif));
     // Identity 0x45 is bit 5 of the second pair.
     assert_eq!(nested.rig.memory.read(nested.file.checked_add(16).expect("small")), 1 << 5, "MRIF-05");

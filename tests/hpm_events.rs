@@ -117,7 +117,7 @@ fn reads_writes_and_fetches_are_one_request_each() {
         Request::read(device, Iova::new(PAGE)).with_length(4096),
         Request::write(device, Iova::new(PAGE)).with_length(64),
         Request::execute(device, Iova::new(PAGE)),
-        Request::message(device, Iova::new(PAGE), 7),
+        Request::msi(device, Iova::new(PAGE), 7),
     ] {
         assert_eq!(guest.counts(request), [1, 0, 0, 1, 3, 0, 3, 0], "HPT-01, HPM-23, HPM-26, HPM-29");
     }
@@ -355,7 +355,7 @@ fn an_entry_of_an_msi_table_is_no_walk() {
     // Nor are the updates of an interrupt file in memory.
     let (file, notice) = (guest.rig.memory.allocate(1), guest.rig.memory.allocate(1));
     guest.rig.memory.write_words(guest.msi, &[file.get() >> 2 | 0b011, notice.get() >> 2 | 1]);
-    let request = Request::message(guest.rig.device, Iova::new(PAGE), 7);
+    let request = Request::msi(guest.rig.device, Iova::new(PAGE), 7);
     assert_eq!(guest.counts(request), [1, 0, 0, 1, 3, 0, 3, 3], "HPT-01, MRIF-06");
     assert_eq!(guest.rig.memory.read(file), 1 << 7);
 }

@@ -77,7 +77,7 @@ impl<const CACHE: usize> Guest<CACHE> {
     }
 
     fn message(&self, iova: u64, data: u32) -> Request {
-        Request::message(self.rig.device, Iova::new(iova), data)
+        Request::msi(self.rig.device, Iova::new(iova), data)
     }
 
     fn translate(&mut self, request: Request) -> Result<Translation, TranslateError> {

@@ -675,7 +675,7 @@ fn with_message(dwords: [u64; 2]) -> (DmaRig, Gpa, Request) {
     // msiptp Flat, no bit masked, and the page 0x28000 (DC-27 to DC-29).
     let iohgatp = second.iohgatp(Gscid::truncate(GSCID));
     rig.set_context(&[V, iohgatp, 0, 0, 1 << 60 | table.get() >> 12, 0, 0x2_8000]);
-    let request = Request::message(rig.device, Iova::new(0x2800_0000), 0x42);
+    let request = Request::msi(rig.device, Iova::new(0x2800_0000), 0x42);
     (rig, table, request)
 }
 

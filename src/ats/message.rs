@@ -27,7 +27,8 @@ pub struct InvalidationRequest {
     pub payload: InvalidationPayload,
 }
 
-/// An Invalidation Completion (64 bits): bytes 8 to 15 of the message, as a number. Source: rule ATS-20.
+/// An Invalidation Completion (64 bits): bytes 8 to 15 of the message, as a number. Source: PCIe,
+/// "Invalidate Completion".
 #[bitfield(u64)]
 #[derive(PartialEq, Eq, Hash)]
 pub struct InvalidationCompletion {
@@ -77,7 +78,7 @@ pub struct PageResponse {
 }
 
 impl PageResponse {
-    /// The payload of the message (rules PRI-10, PQ-24).
+    /// The payload of the message.
     #[must_use]
     pub const fn payload(&self) -> ResponsePayload {
         ResponsePayload::new().with_prgi(self.group).with_code(self.code.encoding())

@@ -11,9 +11,12 @@ use super::{Completion, Epoch, Invalidation};
 ///
 /// Addresses are guest-physical ([`Gpa`]). Whatever is not memory of this guest that a device may use is
 /// [`MemoryFault::Access`], the vIOMMU's own register page and other emulated MMIO included: the crate must not be
-/// entered again from here. Memory is written only for queue records, fence data, interrupts, and A and D bits of page
-/// tables, and never from [`read`](crate::VIommu::read). A host that tracks dirty pages marks what `store`, `post` and
-/// `compare_exchange` write, and what its device models write to where a [`Translation`](crate::Translation) leads.
+/// entered again from here. Memory is written only for queue records, fence data, interrupts, A and D bits, and pending
+/// bits of interrupt files in memory, and never from [`read`](crate::VIommu::read). A host that tracks dirty pages
+/// marks what `store`, `post` and `compare_exchange` write, and what its device models write to where a
+/// [`Translation`](crate::Translation) leads.
+///
+/// A wrapper forwards all methods, the ones with defaults too.
 pub trait GuestMemory {
     /// Reads `out.len()` 64-bit words from `at`, which is a multiple of 8.
     ///
@@ -40,7 +43,8 @@ pub trait GuestMemory {
     /// [`MemoryFault`] if nothing was written.
     fn post(&mut self, at: Gpa, data: u32, why: Post) -> Result<(), MemoryFault>;
 
-    /// Whether [`compare_exchange`](Self::compare_exchange) works; read once, by [`start`](crate::VIommu::start).
+    /// Whether [`compare_exchange`](Self::compare_exchange) works; read by [`start`](crate::VIommu::start), and when an
+    /// emulated device is [attached](crate::VIommu::attach_emulated).
     /// Without it the guest is not offered updates of A and D bits (`AMO_HWAD`), nor memory-resident interrupt files.
     fn has_compare_exchange(&self) -> bool {
         false
@@ -60,8 +64,8 @@ pub trait GuestMemory {
     }
 
     /// Whether the host keeps count of emulated devices' DMA, so that [`drain`](Self::drain) can be asked; read when
-    /// one is [attached](crate::VIommu::attach_emulated). A host that uses a translation only under the lock it got it
-    /// under has nothing to count, and says so with
+    /// one is [attached](crate::VIommu::attach_emulated) and before each `drain`: always the same. A host that uses a
+    /// translation only under the lock it got it under has nothing to count, and says so with
     /// [`Config::with_synchronous_dma`](crate::Config::with_synchronous_dma).
     fn counts_dma(&self) -> bool {
         false
@@ -70,10 +74,12 @@ pub trait GuestMemory {
     /// Whether every DMA of an emulated device that began in epoch `upto` or before is done, its stores visible to the
     /// guest.
     ///
-    /// Called before the guest is told that an invalidation, or a fence for reads or writes, is complete.
-    /// [`Pending`](Completion::Pending) is followed by [`drained`](crate::VIommu::drained). A DMA begins when its
+    /// Called only where [`counts_dma`](Self::counts_dma) is true, before the guest is told that an invalidation, or a
+    /// fence for reads or writes, is complete. [`Pending`](Completion::Pending) is followed by
+    /// [`drained`](crate::VIommu::drained); it is the answer where this is not implemented. A DMA begins when its
     /// [`Translation`](crate::Translation) is handed out and is of that epoch; one that begins later, with a
-    /// translation the host remembered, is of the epoch after the last one asked for ([`Epoch::next`]).
+    /// translation [the host remembered](crate::backend#a-host-that-remembers-translations), is of the epoch after the
+    /// last one asked for ([`Epoch::next`]).
     fn drain(&mut self, upto: Epoch) -> Completion {
         let _ = upto;
         Completion::Pending
@@ -82,8 +88,10 @@ pub trait GuestMemory {
     /// The guest has asked to forget these translations: a host that keeps translations of its own (vhost, an IOTLB
     /// of a device model) drops them before it returns, so that none is used for a DMA that begins later.
     ///
-    /// It may be told more than what changed. A host that does not know the PSCID of what it keeps drops by pages
-    /// alone, and everything where only a PSCID is given. The guest is told after [`drain`](Self::drain).
+    /// It may be told more than what changed, and of devices that are not attached. A device that is
+    /// [detached](crate::VIommu::detach) is told as an [`Invalidation::Device`]. A host that does not know the PSCID of
+    /// what it keeps drops by pages alone, and everything where only a PSCID is given. The guest is told after
+    /// [`drain`](Self::drain).
     fn unmapped(&mut self, what: &Invalidation<DeviceId>) {
         let _ = what;
     }
@@ -92,7 +100,7 @@ pub trait GuestMemory {
     ///
     /// Called only with [`Config::with_mirror`](crate::Config::with_mirror). The page is a dedicated zeroed one,
     /// read-only to the guest, absent from the second stage of devices, and never read back. The store is 4 bytes wide,
-    /// release- ordered after the stores to guest memory it announces; the `post` or `set_wire` that signals it comes
+    /// release-ordered after the stores to guest memory it announces; the `post` or `set_wire` that signals it comes
     /// later.
     fn publish(&mut self, offset: u16, value: u32) {
         let _ = (offset, value);

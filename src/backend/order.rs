@@ -31,7 +31,7 @@ pub enum Context {
     FirstStage(FirstStage),
 }
 
-/// A guest's first stage: the fields of a device context that may come from the guest (rule MRG-06).
+/// A guest's first stage: the fields of a device context that may come from the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct FirstStage {
@@ -114,7 +114,7 @@ impl Pages {
     }
 }
 
-/// When a DMA of an emulated device began: those of one epoch are drained together.
+/// When a DMA of an emulated device began: those of one epoch are drained together. The first one is 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(u64);
 
@@ -187,13 +187,15 @@ impl FenceScope {
     }
 }
 
-/// What [`PhysicalIommu::fence`](super::PhysicalIommu::fence) found.
+/// What [`PhysicalIommu::fence`](super::PhysicalIommu::fence) found; for
+/// [`GuestMemory::drain`](super::GuestMemory::drain) it is about DMA instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Completion {
     /// Everything before the fence is complete.
     Done,
-    /// [`fence_done`](crate::VIommu::fence_done) will be called.
+    /// [`fence_done`](crate::VIommu::fence_done) will be called; for [`GuestMemory::drain`](super::GuestMemory::drain)
+    /// [`drained`](crate::VIommu::drained).
     Pending,
 }
 
@@ -203,8 +205,8 @@ pub enum Completion {
 pub enum FenceOutcome {
     /// Everything before the fence is complete.
     Complete,
-    /// As `Complete`, but a device did not answer an ATS invalidation in time. Nobody orders one yet; the guest's next
-    /// fence reports it as a timeout (`cmd_to`).
+    /// As `Complete`, but a device did not answer an ATS invalidation in time. The crate orders none of a passthrough
+    /// device; the guest's next fence reports it as a timeout (`cmd_to`).
     AtsTimeout,
     /// It can not be told whether the orders before the fence are complete; as
     /// [`OrderError::Fatal`](crate::OrderError::Fatal).

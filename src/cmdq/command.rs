@@ -189,7 +189,7 @@ impl IofenceC {
     }
 }
 
-/// What legality depends on beyond the command itself (rule VC-02): the registers the guest sees.
+/// What legality depends on beyond the command itself: the registers the guest sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Legality {
@@ -212,7 +212,7 @@ impl Legality {
 impl Command {
     /// Decodes a command and judges it by what the guest was shown.
     ///
-    /// Operands that the command ignores may hold anything (rule CMD-07).
+    /// Operands that the command ignores may hold anything.
     ///
     /// # Errors
     /// [`IllegalCommand`] for everything the guest gets `cmd_ill` for.

@@ -142,7 +142,7 @@ impl Cause {
         })
     }
 
-    /// Whether a record is written although the device context says `DTF` (rule FR-03).
+    /// Whether a record is written although the device context says `DTF`.
     #[must_use]
     pub const fn ignores_dtf(self) -> bool {
         matches!(

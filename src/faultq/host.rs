@@ -61,7 +61,7 @@ impl HostFault {
     }
 
     /// Reads a record of a physical fault queue. `None` for what concerns the host alone: records of no transaction,
-    /// undefined codes, and the causes 256, 272 and 273 (rule VT-02). The physical `device_id` is for the host to map.
+    /// undefined codes, and the causes 256, 272 and 273. The physical `device_id` is for the host to map.
     #[must_use]
     pub fn from_record(record: &FaultRecord, quirks: Quirks) -> Option<Self> {
         let head = record.head;

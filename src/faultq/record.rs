@@ -25,7 +25,7 @@ pub struct FaultRecord {
 const _: () = assert!(size_of::<FaultRecord>() == 32);
 
 impl FaultRecord {
-    /// Whether both records say the same of one page; where `iotval` is no IOVA, of exactly the same (rule FQ-07).
+    /// Whether both records say the same of one page; where `iotval` is no IOVA, of exactly the same.
     #[must_use]
     pub fn says_the_same_as(&self, other: &Self) -> bool {
         let place = |record: &Self| match TransactionType::decode(record.head.ttyp()) {

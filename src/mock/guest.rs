@@ -2,8 +2,8 @@
 //! requests from.
 //!
 //! Nothing here knows the vIOMMU: what is to be written to a register is returned. Encodings are worked out from the
-//! figures of the specification (rules CMD-01 to CMD-18), not with the crate's own formats. For big-endian queues take
-//! a [`big_endian`](Memory::big_endian) handle.
+//! figures of the specification, not with the crate's own formats. For big-endian queues take a
+//! [`big_endian`](Memory::big_endian) handle.
 
 mod ats;
 
@@ -242,7 +242,7 @@ impl FaultRing {
     }
 }
 
-/// Operands of IOTINVAL (rule CMD-03). What is `None` is not given: AV, PSCV or GV is 0.
+/// Operands of IOTINVAL. What is `None` is not given: AV, PSCV or GV is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Iotinval {
@@ -269,7 +269,7 @@ impl Iotinval {
     }
 
     /// The naturally aligned range of 2^`log2_pages` pages that holds `address`, `log2_pages` being 1 to 51: as many
-    /// ones as the size has bits, less one, below a zero (rule VMA-14).
+    /// ones as the size has bits, less one, below a zero.
     #[must_use]
     pub const fn range(self, address: Iova, log2_pages: u32) -> Self {
         let ones = 0x1000_u64.wrapping_shl(log2_pages.wrapping_sub(1)).wrapping_sub(0x1000);
@@ -317,7 +317,7 @@ impl Iotinval {
     }
 }
 
-/// Operands of IOFENCE.C (rule CMD-08).
+/// Operands of IOFENCE.C.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Iofence {
@@ -364,13 +364,13 @@ impl Iofence {
     }
 }
 
-/// `IODIR.INVAL_DDT`: opcode 3, func3 0; DV 33, DID 63:40 (rules CMD-10, CMD-11). `None`: of every device.
+/// `IODIR.INVAL_DDT`: opcode 3, func3 0; DV 33, DID 63:40. `None`: of every device.
 #[must_use]
 pub fn inval_ddt(device: Option<DeviceId>) -> [u64; 2] {
     [0x003 | device.map_or(0, |device| 1 << 33 | u64::from(device.get()) << 40), 0]
 }
 
-/// `IODIR.INVAL_PDT`: opcode 3, func3 1; PID 31:12, DV 33, DID 63:40 (rules CMD-10, CMD-12).
+/// `IODIR.INVAL_PDT`: opcode 3, func3 1; PID 31:12, DV 33, DID 63:40.
 #[must_use]
 pub fn inval_pdt(device: DeviceId, process: ProcessId) -> [u64; 2] {
     [0x083 | 1 << 33 | u64::from(device.get()) << 40 | u64::from(process.get()) << 12, 0]

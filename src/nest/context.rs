@@ -19,7 +19,8 @@ impl Reading {
                 FirstStageContext::Iosatp(Some(Iosatp { mode, root, pscid })) if mode != FirstStageMode::Sv32 => {
                     Context::FirstStage(FirstStage { mode, root, pscid, sade: dc.tc.sade(), sbe: dc.tc.sbe() })
                 }
-                // RV32 and process directories: not nested yet, and not offered where devices are.
+                // RV32 and process directories: not nested yet, and not offered where passthrough devices may be
+                // attached.
                 FirstStageContext::Iosatp(Some(_)) | FirstStageContext::Pdtp(Some(_)) => Context::Blocked,
             },
         }

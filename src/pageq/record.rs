@@ -60,7 +60,7 @@ pub struct PageRequestPayload {
 }
 
 impl PageRequestPayload {
-    /// Whether this is a Stop Marker: the last of its group, and for no access (rule PRI-05).
+    /// Whether this is a Stop Marker: the last of its group, and for no access.
     // UNSPECIFIED: with or without a PASID.
     #[must_use]
     pub const fn is_stop_marker(self) -> bool {
@@ -127,7 +127,7 @@ impl PageRequest {
         Self { payload: self.payload.with_l(last), ..self }
     }
 
-    /// The record of this message of a device (rules PQ-01 to PQ-08).
+    /// The record of this message of a device.
     #[must_use]
     pub fn record(&self, device: DeviceId) -> PageRequestRecord {
         let Self { process, privileged, execute, payload } = *self;

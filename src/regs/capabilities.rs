@@ -75,8 +75,7 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Width in bits of guest-physical addresses (MGPAW): set by the widest second stage, without one by `PAS`
-    /// (rule DC-30).
+    /// Width in bits of guest-physical addresses (MGPAW): set by the widest second stage, without one by `PAS`.
     #[must_use]
     pub const fn guest_physical_width(self) -> u8 {
         if self.sv57x4() {

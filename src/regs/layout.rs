@@ -26,7 +26,7 @@ pub struct Fctl {
     custom: u16,
 }
 
-/// What `fctl.GXL` is: no capability says it (rule REG-FCTL-03).
+/// What `fctl.GXL` is: no capability says it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Gxl {
@@ -57,7 +57,7 @@ pub struct Ddtp {
     rsvd1: u16,
 }
 
-/// The modes of `ddtp.iommu_mode` that are defined (rule REG-DDTP-01).
+/// The modes of `ddtp.iommu_mode` that are defined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DdtpMode {
@@ -96,7 +96,7 @@ impl DdtpMode {
     }
 
     /// Bits of `device_id` that a directory of this mode takes, with extended-format contexts or base-format ones; all
-    /// 24 where there is no directory (rule DDT-04).
+    /// 24 where there is no directory.
     #[must_use]
     pub const fn device_id_width(self, extended: bool) -> u32 {
         match (self, extended) {

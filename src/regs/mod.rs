@@ -47,8 +47,8 @@ pub(crate) const fn low_half(value: u64) -> u32 {
 /// A register of the facilities this crate knows; [`Display`](fmt::Display) gives the specification's name.
 ///
 /// A host's driver of the physical IOMMU takes the offsets from here, and a host that counts exits the names. In a
-/// vIOMMU the registers of facilities not offered (HPM, DBG, QOSID, and ATS where it is not), reserved and custom
-/// offsets read 0 and ignore writes (rules REG-ACC-11 to REG-ACC-13). Source: "Register layout".
+/// vIOMMU the registers of facilities that are not offered (ATS, HPM, DBG, QOSID, as the [`Config`](crate::Config)
+/// says), reserved and custom offsets read 0 and ignore writes. Source: "Register layout".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Register {
@@ -170,7 +170,7 @@ impl Register {
         }
     }
 
-    /// The register that starts at `offset` of the register page (rules REG-MAP-01 to REG-MAP-33).
+    /// The register that starts at `offset` of the register page.
     #[must_use]
     pub const fn at(offset: u64) -> Option<Self> {
         Some(match offset {

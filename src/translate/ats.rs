@@ -111,7 +111,7 @@ pub struct AtsTranslation {
 
 impl AtsTranslation {
     /// The address field of the completion, with `S`: bits 63:12, and for more than 4 KiB below them a 0 after as many
-    /// 1s as the size tells (rule SZ-02), and whether `S` is set.
+    /// 1s as the size tells, and whether `S` is set.
     #[must_use]
     pub const fn napot(&self) -> (u64, bool) {
         // Half the size, less one: the ones.

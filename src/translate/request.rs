@@ -13,7 +13,7 @@ use crate::id::{ProcessId, Pscid};
 /// # fn requests(device: Attachment) {
 /// let fetch = Request::read(device, Iova::new(0x1000)).with_length(16);
 /// let store = Request::write(device, Iova::new(0x8000)).with_length(4096);
-/// let interrupt = Request::message(device, Iova::new(0x2800_0000), 7);
+/// let interrupt = Request::msi(device, Iova::new(0x2800_0000), 7);
 /// # let _ = (fetch, store, interrupt);
 /// # }
 /// ```
@@ -62,7 +62,7 @@ impl Request {
     /// A write of the 4 bytes `data`, a little-endian number: an MSI. One that goes to an interrupt file in memory is
     /// stored there by the vIOMMU ([`Target::Mrif`]).
     #[must_use]
-    pub const fn message(device: Attachment, iova: Iova, data: u32) -> Self {
+    pub const fn msi(device: Attachment, iova: Iova, data: u32) -> Self {
         Self { length: 4, data: Some(data), ..Self::write(device, iova) }
     }
 
@@ -79,7 +79,8 @@ impl Request {
         Self { process: Some(process), privileged, ..self }
     }
 
-    /// The same with an address that an ATS translation gave.
+    /// The same with an address that an ATS translation gave. Of a device whose
+    /// [`DevicePolicy`](crate::DevicePolicy) has no `ats` it is [`Unsupported`](crate::TranslateError::Unsupported).
     #[must_use]
     pub const fn translated(self) -> Self {
         let access = match self.access {
@@ -108,7 +109,8 @@ pub struct Translation {
     pub length: u64,
     /// The naturally aligned power of two of bytes around the address that is translated alike.
     pub size: u64,
-    /// What a host that remembers the translation may allow later accesses of the same process and privilege.
+    /// What a host that [remembers](crate::backend#a-host-that-remembers-translations) the translation may allow later
+    /// accesses of the same process and privilege.
     pub permissions: Permissions,
     /// The memory type the access has.
     pub memory_type: Pbmt,
@@ -125,7 +127,8 @@ pub struct Translation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Target {
-    /// Memory of the VM, or whatever else the VM has at this address.
+    /// Memory of the VM, or an interrupt file that no MSI page table leads to. The guest may have put in any address:
+    /// at what is neither, the access finds nothing.
     Memory(Gpa),
     /// A page of an interrupt file of the VM's: a write is an MSI, to this address.
     InterruptFile(Gpa),

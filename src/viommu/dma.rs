@@ -27,10 +27,12 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     ///
     /// The translation covers bytes up to the end of the mapping at most; [`pieces`](Self::pieces) goes on from there.
     /// The address it gives may be any: what is there is the host's to know, and an access that finds nothing ends as
-    /// on a real bus, without a word to the IOMMU.
+    /// on a real bus, without a word to the IOMMU. It is looked up among RAM and interrupt files only: not the register
+    /// page, which would need the vIOMMU's lock, and no device model under its own lock.
     ///
     /// # Errors
-    /// [`TranslateError`]; the device model aborts the access.
+    /// [`TranslateError`]; the device model aborts the access. Other than a [`Fault`](TranslateError::Fault) nothing is
+    /// recorded.
     pub fn translate(&mut self, request: &Request) -> Result<Translation, TranslateError> {
         let granted = self.attached(request.device)?;
         let Request { device, access, iova, length, process, privileged, data } = *request;
@@ -113,7 +115,9 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     }
 
     /// DMA that began in epoch `upto` or before is done: goes on after a [`Pending`](crate::Completion::Pending) answer
-    /// of [`GuestMemory::drain`](crate::GuestMemory::drain). Where a later epoch is waited for, `drain` is asked again.
+    /// of [`GuestMemory::drain`](crate::GuestMemory::drain), with the epoch that was asked for. Where a later epoch is
+    /// waited for, and after one that was never asked for, `drain` is asked again, from within this call: no lock that
+    /// `drain` takes may be held.
     pub fn drained(&mut self, upto: Epoch) -> Progress {
         self.drains.drained(upto);
         self.run()

@@ -40,8 +40,24 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     }
 
     /// The next message for an emulated device, which the host delivers: to be asked for after every call until there
-    /// is none. A command that waits for the message to be taken makes the [`progress`](Self::progress)
-    /// [`Runnable`](Progress::Runnable).
+    /// is none, in whichever thread made the call. `ITAGS` messages are held at once. Where a command waits for room,
+    /// taking one makes the [`progress`](Self::progress) [`Runnable`](Progress::Runnable), and what then runs may bring
+    /// more:
+    ///
+    /// ```
+    /// # use riscv_viommu::{Attachment, Backend, DeviceMessage, Progress, VIommu};
+    /// # fn settle<B: Backend>(iommu: &mut VIommu<B>, inbox: &mut Vec<(Attachment, DeviceMessage)>) {
+    /// loop {
+    ///     while iommu.progress() == Progress::Runnable {
+    ///         let _ = iommu.run();
+    ///     }
+    ///     let Some((device, message)) = iommu.next_message() else { break };
+    ///     inbox.push((device, message));
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// A host bounds how often that goes round, as it does for `run` alone: a guest can keep its queue full.
     ///
     /// An [`Invalidation`](DeviceMessage::Invalidation) is answered by [`ats_completion`](Self::ats_completion) once
     /// the device has forgotten what it names and no longer uses it, or by [`ats_timeout`](Self::ats_timeout) if it

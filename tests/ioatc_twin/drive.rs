@@ -110,7 +110,7 @@ impl<M: GuestMemory, const CACHE: usize> Iommu<M, CACHE> {
             Kind::Read => Request::read(device, iova),
             Kind::Write => Request::write(device, iova),
             Kind::Execute => Request::execute(device, iova),
-            Kind::Message => Request::message(device, iova, 5),
+            Kind::Message => Request::msi(device, iova, 5),
             Kind::TranslatedRead => Request::read(device, iova).translated(),
             Kind::TranslatedWrite => Request::write(device, iova).translated(),
             Kind::Ats { no_write, execute } => {

@@ -11,7 +11,7 @@
 //! Translation by the crate itself is in `translation`; T07, T08 and T16 of its walks are in `hostile_tables.rs`, T34
 //! and T38 of its devices in `dma_api.rs`.
 //!
-//! In part: T09 without `watch`, T19 without restore, T23, T36 and T41 without ATS and page requests.
+//! In part: T09 without `watch`, T19 without restore, T23, T36, T41: ATS of emulated devices only.
 
 #![expect(
     clippy::unwrap_used,

@@ -90,7 +90,7 @@ fn t26_an_interrupt_that_a_vcpu_sets_or_takes_meanwhile_is_not_lost() {
     rig.memory.write(pending, 0xff00);
     // Others come in, and one is taken, just before the store.
     rig.memory.on_exchange(pending, [0xff01, 0x7f01]);
-    let message = Request::message(rig.device, Iova::new(FILE), 68);
+    let message = Request::msi(rig.device, Iova::new(FILE), 68);
     assert_eq!(rig.translate(message).map(|found| found.target), Ok(Target::Mrif));
     assert_eq!(rig.memory.read(pending), 0x7f11, "T26, MRIF-05, MRIF-06");
     // The notice comes after the bit, once.
@@ -104,7 +104,7 @@ fn t26_a_file_that_changes_without_end_is_given_up_and_nothing_is_lost() {
     let mut rig = DmaRig::<0>::new(everything());
     let file = with_file_in_memory(&rig);
     rig.memory.on_exchange(file, (0..1000_u64).map(|turn| 0xff00 | turn & 1 ^ 1));
-    let message = Request::message(rig.device, Iova::new(FILE), 4);
+    let message = Request::msi(rig.device, Iova::new(FILE), 4);
     assert!(rig.translate(message).is_err(), "VT-13: it does not spin");
     assert_eq!(rig.memory.read(file) & !1, 0xff00, "T26");
     assert!(rig.memory.take_events().iter().all(|event| !matches!(event, Event::Post(..))), "MRIF-07");
@@ -333,7 +333,7 @@ fn t45_an_address_above_the_width_does_not_alias_into_the_interrupt_files() {
         let mut go = |to: u64| {
             let iova = if fsc == 0 { to } else { IOVA.get() };
             first.map(IOVA.get(), to, 0, pte::RW);
-            let request = Request::message(rig.device, Iova::new(iova), 1);
+            let request = Request::msi(rig.device, Iova::new(iova), 1);
             let result = rig.translate(request).map(|found| found.target);
             (result, rig.take_faults().first().map_or(0, |record| record[3]))
         };

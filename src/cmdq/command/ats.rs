@@ -38,7 +38,7 @@ impl Destination {
         Self { process: Some(process), ..self }
     }
 
-    /// The `device_id` of the function (rule PRI-01).
+    /// The `device_id` of the function.
     // UNSPECIFIED: without `DSV` it is that of segment 0.
     #[must_use]
     pub fn device(self) -> DeviceId {
@@ -112,7 +112,7 @@ impl AtsPrgr {
     }
 }
 
-/// Payload of an ATS Invalidation Request (64 bits). Source: "IOMMU ATS commands", rule CMD-18.
+/// Payload of an ATS Invalidation Request (64 bits). Source: "IOMMU ATS commands".
 #[bitfield(u64)]
 #[derive(PartialEq, Eq, Hash)]
 pub struct InvalidationPayload {
@@ -140,7 +140,7 @@ impl InvalidationPayload {
     }
 }
 
-/// Payload of a Page Request Group Response (64 bits). Source: "IOMMU ATS commands", rule CMD-18.
+/// Payload of a Page Request Group Response (64 bits). Source: "IOMMU ATS commands".
 #[bitfield(u64)]
 #[derive(PartialEq, Eq, Hash)]
 pub struct ResponsePayload {
@@ -165,7 +165,7 @@ impl ResponsePayload {
     }
 }
 
-/// What a Page Request Group Response says (rule PRG-02).
+/// What a Page Request Group Response says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ResponseCode {
@@ -178,7 +178,7 @@ pub enum ResponseCode {
 }
 
 impl ResponseCode {
-    /// The meaning of the 4-bit field; a function takes codes that are not defined for a failure (rule PRI-15).
+    /// The meaning of the 4-bit field; a function takes codes that are not defined for a failure.
     #[must_use]
     pub const fn decode(bits: u8) -> Self {
         match bits {

@@ -55,7 +55,7 @@ impl PageRequestRing {
     }
 }
 
-/// Operands of the ATS commands (rule CMD-15).
+/// Operands of the ATS commands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Ats {
@@ -86,13 +86,13 @@ impl Ats {
         Self { process: Some(process), ..self }
     }
 
-    /// ATS.INVAL: opcode 4, func3 0. In the payload G is bit 0, S bit 11, the address 63:12 (rule CMD-18).
+    /// ATS.INVAL: opcode 4, func3 0. In the payload G is bit 0, S bit 11, the address 63:12.
     #[must_use]
     pub fn inval(self, payload: u64) -> [u64; 2] {
         [self.encode(0x004), payload]
     }
 
-    /// ATS.PRGR: opcode 4, func3 1. In the payload PRGI is 40:32, the response code 47:44 (rule CMD-18).
+    /// ATS.PRGR: opcode 4, func3 1. In the payload PRGI is 40:32, the response code 47:44.
     #[must_use]
     pub fn prgr(self, group: u16, code: u8) -> [u64; 2] {
         [self.encode(0x084), u64::from(group) << 32 | u64::from(code) << 44]

@@ -15,17 +15,17 @@ use super::machine::Machine;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Strategy {
-    /// By rule UPD-07: every store leaves a valid context, with an invalidation and fence of the driver's own where
-    /// one is needed between two stores. Always answers [`Applied::Switched`].
+    /// Every store leaves a valid context, with an invalidation and fence of the driver's own where one is needed
+    /// between two stores. Always answers [`Applied::Switched`].
     #[default]
     Switch,
-    /// By UPD-07, but leaves it to the caller to let a context that was in use drain: answers [`Applied::Blocked`]
+    /// The same, but leaves it to the caller to let a context that was in use drain: answers [`Applied::Blocked`]
     /// once, then as `Switch`.
     ThroughBlocked,
-    /// By UPD-07 without ever waiting: answers [`Applied::Blocked`] also where the prepared fields have to settle
+    /// The same without ever waiting: answers [`Applied::Blocked`] also where the prepared fields have to settle
     /// behind the empty second stage before it goes.
     Stepwise,
-    /// By rule UPD-05, through V = 0: does what UPD-06 warns of. For tests of the detectors.
+    /// Through V = 0, where DMA under way faults with a cause that can not be masked. For tests of the detectors.
     Careless,
     /// Stores one field after the other under a live V. For tests of the detectors.
     Mixed,

@@ -50,7 +50,7 @@ pub enum Access {
     Faulted(Cause),
 }
 
-/// The answer to a Page Request (rules PRI-06, PRI-07). No context here has `EN_PRI`, so none gets through.
+/// The answer to a Page Request. No context here has `EN_PRI`, so none gets through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PageResponse {

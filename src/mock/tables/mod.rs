@@ -14,7 +14,7 @@ use crate::id::{DeviceId, FirstStageMode, Pscid};
 
 use super::memory::Memory;
 
-/// Bits of a leaf PTE (rule PTE-01).
+/// Bits of a leaf PTE.
 pub mod pte {
     /// Valid.
     pub const V: u64 = 1;
@@ -68,19 +68,19 @@ pub mod tc {
     pub const SXL: u64 = 1 << 11;
 }
 
-/// A device context that translates nothing: V = 1, `iosatp` Bare (rules DC-01, DC-24).
+/// A device context that translates nothing: V = 1, `iosatp` Bare.
 #[must_use]
 pub const fn bare() -> [u64; 4] {
     [1, 0, 0, 0]
 }
 
-/// A device context with a first stage: `ta.PSCID` is bits 31:12, `iosatp` has MODE in 63:60 (rules DC-21, DC-24).
+/// A device context with a first stage: `ta.PSCID` is bits 31:12, `iosatp` has MODE in 63:60.
 #[must_use]
 pub fn first_stage(mode: FirstStageMode, root: Gpa, pscid: Pscid) -> [u64; 4] {
     [1, 0, u64::from(pscid.get()) << 12, u64::from(mode.encoding()) << 60 | root.get() >> 12]
 }
 
-/// A device directory in guest memory (rules DDT-01 to DDT-06).
+/// A device directory in guest memory.
 #[derive(Clone, Debug)]
 pub struct Directory {
     memory: Memory,
@@ -106,7 +106,7 @@ impl Directory {
         self.root
     }
 
-    /// What the guest writes to `ddtp`: the mode of this number of levels in 3:0, the root in 53:10 (rule DDT-03).
+    /// What the guest writes to `ddtp`: the mode of this number of levels in 3:0, the root in 53:10.
     #[must_use]
     pub fn ddtp(&self) -> u64 {
         self.root.get() >> 2 | u64::from(self.levels.wrapping_add(1))

@@ -5,7 +5,7 @@ use crate::addr::{Gpa, Iova};
 use crate::id::{FirstStageMode, Gscid, Pscid, SecondStageMode};
 use crate::mock::Memory;
 
-/// A page table in guest memory (rules S1-02, S1-03, S2-02, PTE-01).
+/// A page table in guest memory.
 #[derive(Clone, Debug)]
 pub struct PageTable {
     memory: Memory,
@@ -59,13 +59,13 @@ impl PageTable {
         self.root
     }
 
-    /// `iosatp`, or the `fsc` of a process context: MODE in 63:60, PPN in 43:0 (rule DC-24).
+    /// `iosatp`, or the `fsc` of a process context: MODE in 63:60, PPN in 43:0.
     #[must_use]
     pub fn iosatp(&self) -> u64 {
         u64::from(self.mode) << 60 | self.root.get().wrapping_sub(self.offset) >> 12
     }
 
-    /// `iohgatp`: GSCID in 59:44 beside these (rules DC-17 to DC-19).
+    /// `iohgatp`: GSCID in 59:44 beside these.
     #[must_use]
     pub fn iohgatp(&self, gscid: Gscid) -> u64 {
         self.iosatp() | u64::from(gscid.get()) << 44

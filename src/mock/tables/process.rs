@@ -4,7 +4,7 @@ use crate::addr::Gpa;
 use crate::id::ProcessId;
 use crate::mock::Memory;
 
-/// A process directory in guest memory (rules PDT-01 to PDT-05).
+/// A process directory in guest memory.
 #[derive(Clone, Debug)]
 pub struct ProcessDirectory {
     memory: Memory,
@@ -37,7 +37,7 @@ impl ProcessDirectory {
         self.root
     }
 
-    /// `pdtp`: MODE in 63:60, PPN in 43:0 (rule DC-25).
+    /// `pdtp`: MODE in 63:60, PPN in 43:0.
     #[must_use]
     pub fn pdtp(&self) -> u64 {
         u64::from(self.levels) << 60 | self.root.get().wrapping_sub(self.offset) >> 12
