@@ -283,7 +283,7 @@ fn what_concerns_nothing_there_is_passes_without_an_order() {
     let cases = [
         ("VC-22", all.gscid(gscid).vma()),
         ("VC-22", all.gscid(gscid).address(Iova::new(0x1000)).pscid(Pscid::new(1).unwrap()).vma()),
-        ("VC-30", all.gvma()),
+        ("VC-30, REG-CAP-50", all.gvma()),
         ("VC-30", all.gscid(gscid).address(Iova::new(0x1000)).gvma()),
         ("VC-11", inval_ddt(Some(DeviceId::new(0x7f).unwrap()))),
         ("VC-60", inval_pdt(DeviceId::new(DEVICE).unwrap(), ProcessId::new(0xff).unwrap())),

@@ -353,7 +353,7 @@ fn t38_a_fence_waits_until_dma_with_old_translations_is_done() {
     assert_eq!(rig.iommu.drained(Epoch::new(0)), Progress::Waiting, "T38");
     fence_waits(&rig, 1);
     // New translations go on, and are not waited for.
-    assert_eq!(rig.address(read(&rig)), Err(13), "CA-16: the old one is not used for what begins now");
+    assert_eq!(rig.address(read(&rig)), Err(13), "T38: the old one is not used for what begins now");
     let other = IOVA + 0x1000;
     table.map(other, PAGE, 0, LEAF);
     let later = rig.translate(Request::read(rig.device, Iova::new(other))).expect("mapped").epoch;

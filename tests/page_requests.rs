@@ -357,7 +357,7 @@ fn a_response_has_the_pasid_where_the_rules_say_so() {
             prepare(&mut guest);
             let echoed = code == ResponseCode::ResponseFailure || prpr != 0;
             let expected = Some((code, echoed.then(process)));
-            assert_eq!(guest.ask(&with), expected, "PRI-09, PQ-23, {rules}");
+            assert_eq!(guest.ask(&with), expected, "PRI-09, PQ-23, DC-07, {rules}");
             assert_eq!(guest.ask(&request()), Some((code, None)), "PRI-09, PQ-23: it has none, {rules}");
         }
         for (rules, prepare, _, code) in REFUSALS {

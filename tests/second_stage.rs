@@ -495,7 +495,7 @@ fn the_first_stage_s_memory_type_wins_if_it_has_one() {
     both.first.map(IOVA, GPA, 0, LEAF);
     both.second.map(GPA, SPA, 0, LEAF);
     both.split(IO);
-    assert_eq!(translation(&mut both.rig, READ, IOVA).memory_type, Pbmt::Pma, "PB-03");
+    assert_eq!(translation(&mut both.rig, READ, IOVA).memory_type, Pbmt::Pma, "PB-02: the type of a table's page is not that of the access");
     for (flags, name) in types {
         // Each stage alone.
         both.second.map(IOVA, SPA, 0, LEAF | flags);
