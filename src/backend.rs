@@ -67,8 +67,8 @@
 //! * Not kept is what leads to [`Target::Mrif`](crate::Target::Mrif), where each write has to be seen, and what a
 //!   [`translated`](crate::Request::translated) request was told, whose address is not an IOVA.
 //! * `unmapped` with [`Pages`] drops each whose range overlaps with theirs, whatever `non_leaf` says. With a PSCID it
-//!   does not touch those whose [`pscid`](crate::Translation::pscid) is another or `None`. The id in
-//!   [`Invalidation::Device`] may be one that no device has. To drop more is always right.
+//!   does not touch those whose [`pscid`](crate::Translation::pscid) is another or `None`. The device of
+//!   an [`Invalidation::Device`] may be one that is not attached any more. To drop more is always right.
 //! * DMA with a translation just handed out is of its epoch. DMA with one that was kept is of the epoch after the last
 //!   one that `drain` was asked for; the first epoch is 1, and before `drain` is asked that is the one. The epoch of
 //!   the translation may be over, so that no fence would wait any more; and a fence that began before the DMA must not
