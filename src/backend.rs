@@ -57,8 +57,8 @@
 //! [`drain`](GuestMemory::drain), and a lock of its own around what it keeps and counts. `drain` and `unmapped` take
 //! it while the vIOMMU's is held; who has it does not ask for the vIOMMU's.
 //!
-//! * A translation is put in while the vIOMMU's lock is still held that it was asked for under. Later, the `unmapped`
-//!   that is about it may have been before it.
+//! * A translation is put in while the vIOMMU's lock is still held that it was asked for under. Later is too late: the
+//!   `unmapped` that is about it may have been and gone.
 //! * To look one up and to count the DMA that uses it is one step under the host's lock. Between two steps, `unmapped`
 //!   and `drain` could both find nothing.
 //! * It is kept for its device, its process or none, and its privilege; for the aligned range of
@@ -67,8 +67,8 @@
 //! * Not kept is what leads to [`Target::Mrif`](crate::Target::Mrif), where each write has to be seen, and what a
 //!   [`translated`](crate::Request::translated) request was told, whose address is not an IOVA.
 //! * `unmapped` with [`Pages`] drops each whose range overlaps with theirs, whatever `non_leaf` says. With a PSCID it
-//!   does not touch those whose [`pscid`](crate::Translation::pscid) is another or `None`. The id in
-//!   [`Invalidation::Device`] may be one that no device has. To drop more is always right.
+//!   does not touch those whose [`pscid`](crate::Translation::pscid) is another or `None`. The device of an
+//!   [`Invalidation::Device`] may be one that is not attached any more. To drop more is always right.
 //! * DMA with a translation just handed out is of its epoch. DMA with one that was kept is of the epoch after the last
 //!   one that `drain` was asked for; the first epoch is 1, and before `drain` is asked that is the one. The epoch of
 //!   the translation may be over, so that no fence would wait any more; and a fence that began before the DMA must not

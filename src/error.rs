@@ -97,7 +97,7 @@ pub enum ConfigError {
     Host(&'static str),
 }
 
-/// Why [`attach`](crate::VIommu::attach) refused a device.
+/// Why [`attach`](crate::VIommu::attach) or [`attach_emulated`](crate::VIommu::attach_emulated) refused a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum AttachError {
@@ -122,8 +122,8 @@ pub enum AttachError {
     /// The host did not take the device.
     #[error("the host did not take the device: {0:}")]
     Host(OrderError),
-    /// The guest was promised updates of A and D bits, which the host's IOMMU makes; for an emulated device the vIOMMU has
-    /// to make them, and the host has no [`compare_exchange`](crate::GuestMemory::compare_exchange).
+    /// The guest was promised updates of A and D bits, which the host's IOMMU makes; for an emulated device the vIOMMU
+    /// has to make them, and the host has no [`compare_exchange`](crate::GuestMemory::compare_exchange).
     #[error("A and D bits are offered, and this host has no compare_exchange to update them")]
     NoCompareExchange,
     /// DMA of emulated devices can not be waited for: the host neither keeps count of it

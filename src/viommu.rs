@@ -272,7 +272,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         self.run()
     }
 
-    /// Takes every device from the guest: to be called before the vIOMMU is dropped, which by itself does nothing.
+    /// Takes every device from the guest: to be called before the vIOMMU is dropped, which by itself does nothing. Done
+    /// when the progress is [`Idle`](Progress::Idle): DMA of emulated devices is waited for, too.
     pub fn shutdown(&mut self) -> Progress {
         self.nest.detach_all();
         self.forget_translations();

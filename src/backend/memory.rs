@@ -88,10 +88,9 @@ pub trait GuestMemory {
     /// The guest has asked to forget these translations: a host that keeps translations of its own (vhost, an IOTLB
     /// of a device model) drops them before it returns, so that none is used for a DMA that begins later.
     ///
-    /// It may be told more than what changed, and of devices that are not attached. A device that is
-    /// [detached](crate::VIommu::detach) is told as an [`Invalidation::Device`]. A host that does not know the PSCID of
-    /// what it keeps drops by pages alone, and everything where only a PSCID is given. The guest is told after
-    /// [`drain`](Self::drain).
+    /// It may be told more than what changed. That a device is [detached](crate::VIommu::detach) is told as an
+    /// [`Invalidation::Device`]. A host that does not know the PSCID of what it keeps drops by pages alone, and
+    /// everything where only a PSCID is given. The guest is told after [`drain`](Self::drain).
     fn unmapped(&mut self, what: &Invalidation<DeviceId>) {
         let _ = what;
     }

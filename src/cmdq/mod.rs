@@ -236,8 +236,8 @@ impl CommandQueue {
 impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>
     Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>
 {
-    /// Emulated devices are to forget translations, too: those in use are waited for by the next fence. Of a device that is
-    /// none of them nothing is told.
+    /// Emulated devices are to forget translations, too: those in use are waited for by the next fence. Of a device
+    /// that is none of them nothing is told.
     fn forget_dma(&mut self, what: &Invalidation<DeviceId>) {
         self.drains.invalidate();
         let concerns_one = match what {

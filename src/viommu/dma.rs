@@ -115,9 +115,9 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     }
 
     /// DMA that began in epoch `upto` or before is done: goes on after a [`Pending`](crate::Completion::Pending) answer
-    /// of [`GuestMemory::drain`](crate::GuestMemory::drain), with the epoch that was asked for. Where a later epoch is
-    /// waited for, and after one that was never asked for, `drain` is asked again, from within this call: no lock that
-    /// `drain` takes may be held.
+    /// of [`GuestMemory::drain`](crate::GuestMemory::drain), with the epoch that was asked for; a later one counts as
+    /// that. Where a later epoch than `upto` is waited for, `drain` is asked again, from within this call: no lock that
+    /// it takes may be held.
     pub fn drained(&mut self, upto: Epoch) -> Progress {
         self.drains.drained(upto);
         self.run()

@@ -40,7 +40,7 @@ pub mod pte {
     pub const RO: u64 = V | R | U | A;
 }
 
-/// Bits of `tc` of a device context (rules DC-01 to DC-12).
+/// Bits of `tc` of a device context.
 pub mod tc {
     /// Valid.
     pub const V: u64 = 1;
