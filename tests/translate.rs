@@ -7,7 +7,7 @@
 
 mod dma_rig;
 
-use dma_rig::{DEVICE, DmaRig, everything};
+use dma_rig::{DEVICE, DmaRig, everything, head};
 use riscv_viommu::mock::guest::register::{DDTP, FQCSR, FQOF, IOMMU_QOSID};
 use riscv_viommu::mock::guest::{Iofence, inval_ddt};
 use riscv_viommu::mock::tables::tc::{DTF, EN_ATS, PDTV, SADE, SXL, T2GPA};
@@ -41,12 +41,6 @@ fn process(pid: u32) -> ProcessId {
 
 fn all() -> Capabilities {
     Capabilities::from_bits(u64::MAX).with_pas(56)
-}
-
-/// The first word of a record: CAUSE 11:0, PID 31:12, PV 32, PRIV 33, TTYP 39:34, DID 63:40 (FR-01).
-fn head(cause: u16, ttyp: u64, process: Option<(u32, bool)>) -> u64 {
-    let process = process.map_or(0, |(pid, privileged)| u64::from(pid) << 12 | 1 << 32 | u64::from(privileged) << 33);
-    u64::from(cause) | process | ttyp << 34 | u64::from(DEVICE) << 40
 }
 
 /// Every request a device can make of this address, with its TTYP.

@@ -29,6 +29,13 @@ pub(crate) fn everything() -> Config {
         .with_synchronous_dma(true)
 }
 
+/// The first word of a record of the device: CAUSE 11:0, PID 31:12, PV 32, PRIV 33, TTYP 39:34, DID 63:40 (rule FR-01).
+/// A process is its number, and whether the request is privileged.
+pub(crate) fn head(cause: u16, ttyp: u64, process: Option<(u32, bool)>) -> u64 {
+    let process = process.map_or(0, |(pid, privileged)| u64::from(pid) << 12 | 1 << 32 | u64::from(privileged) << 33);
+    u64::from(cause) | process | ttyp << 34 | u64::from(DEVICE) << 40
+}
+
 /// The vIOMMU, and handles on what it works with.
 #[derive(Debug)]
 pub(crate) struct DmaRig<const CACHE: usize = 0> {
