@@ -13,7 +13,7 @@
 
 mod dma_rig;
 
-use dma_rig::{DEVICE, DmaRig, everything, head};
+use dma_rig::{Access, DEVICE, DmaRig, EXECUTE, READ, WRITE, everything, head};
 use riscv_viommu::mock::guest::register::{
     CIP, CQB, CQCSR, CQT, DDTP, FIP, FQB, FQCSR, FQT, IPSR, MEMORY_FAULT, MSI_CFG_TBL,
 };
@@ -34,19 +34,6 @@ const PROCESS: u32 = 0xb_3456;
 const GSCID: u32 = 0x1234;
 /// Where the device's page is in memory.
 const TO: u64 = 0x3_7654_3000;
-
-/// A kind of request: its TTYP and its causes for an access fault, a page fault and a guest-page fault (ACC-03,
-/// ACC-04).
-#[derive(Clone, Copy, Debug)]
-struct Access {
-    request: fn(riscv_viommu::Attachment, Iova) -> Request,
-    ttyp: u64,
-    causes: [u16; 3],
-}
-
-const EXECUTE: Access = Access { request: Request::execute, ttyp: 1, causes: [1, 12, 20] };
-const READ: Access = Access { request: Request::read, ttyp: 2, causes: [5, 13, 21] };
-const WRITE: Access = Access { request: Request::write, ttyp: 3, causes: [7, 15, 23] };
 
 /// What an entry belongs to; of a second-stage entry also what its walk is for, with the address that is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +67,7 @@ impl Structure {
     /// CAUSE and iotval2, as table FLT and its companions say.
     fn fault(self, failure: Failure, access: Access) -> (u16, u64) {
         use Failure::{Corruption, Invalid, Reserved, Violation};
-        let [access_fault, page_fault, guest_page_fault] = access.causes;
+        let Access { abort: access_fault, page_fault, guest_page_fault, .. } = access;
         match (self, failure) {
             (Self::Ddt, Violation) => (257, 0),
             (Self::Ddt, Corruption) => (268, 0),
