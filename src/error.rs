@@ -93,7 +93,7 @@ pub enum ConfigError {
     #[error("{0:} is in the host's IOMMU and can not be hidden from a guest whose tables it walks")]
     MustMatchHost(&'static str),
     /// The host can not nest a guest's tables; the text says which fact is missing.
-    #[error("the host can not nest guest tables: {0:}")]
+    #[error("the host can not nest guest tables: {0:} (a host without a physical IOMMU configures emulated devices)")]
     Host(&'static str),
 }
 

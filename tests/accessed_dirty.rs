@@ -14,7 +14,7 @@
 mod dma_rig;
 mod walk_rig;
 
-use dma_rig::DmaRig;
+use dma_rig::{ACCESSES, Access, DmaRig, READ, WRITE};
 use riscv_viommu::mock::guest::{Iofence, Iotinval, register as reg};
 use riscv_viommu::mock::tables::tc::{EN_ATS, GADE, PDTV, SADE};
 use riscv_viommu::mock::tables::{PageTable, pte};
@@ -23,8 +23,8 @@ use riscv_viommu::{
     AtsCompletion, AtsRequest, FirstStageMode, Gpa, Gscid, Iova, MemoryFault, Request, SecondStageMode, Target,
 };
 use walk_rig::{
-    ACCESSES, Access, FIRST, GSCID, OFFSET, PROCESS, READ, SECOND, Single, WRITE, config, context, fault, go, go_as,
-    nested_first_stage, process_context, rig, runner, second_stage, walk_loads,
+    FIRST, GSCID, OFFSET, PROCESS, SECOND, Single, config, context, fault, go, go_as, nested_first_stage,
+    process_context, rig, runner, second_stage, walk_loads,
 };
 
 /// V, R, W, X, U; A and D are bits 6 and 7.

@@ -12,7 +12,7 @@
 mod dma_rig;
 mod full_guest;
 
-use dma_rig::{DEVICE, DmaRig, Emulated, everything};
+use dma_rig::{DEVICE, DmaRig, Emulated, everything, head};
 use full_guest::{ADDR_PATTERN, ENS, FILE, FSC, GPA, GSCID, Guest, IOHGATP, PC_V, PROCESS, RWX, SPA, SUM, TC, WINDOW};
 use riscv_viommu::mock::guest::{Iotinval, register};
 use riscv_viommu::mock::tables::tc::{DPE, DTF, EN_ATS, GADE, PDTV, SADE, T2GPA};
@@ -28,15 +28,8 @@ const PAGE: u64 = 0x7e_0040_0000;
 /// One that leads to the interrupt file at `WINDOW`.
 const MSI_PAGE: u64 = 0x7e_0060_0000;
 
-/// CAUSE in 11:0, TTYP 8 in 39:34, DID in 63:40 (rules FR-01, ACC-03).
-fn record(cause: u64) -> u64 {
-    u64::from(DEVICE) << 40 | 8 << 34 | cause
-}
-
-/// PV in 32, PRIV in 33, PID in 31:12.
-fn of_process(privileged: bool) -> u64 {
-    u64::from(PROCESS.get()) << 12 | 1 << 32 | u64::from(privileged) << 33
-}
+/// TTYP of an ATS translation request (rule ACC-03).
+const ATS: u64 = 8;
 
 impl<const CACHE: usize> Guest<CACHE> {
     /// A guest whose device may ask for everything there is.
@@ -104,14 +97,14 @@ fn tells_nothing(completion: AtsCompletion) -> bool {
 
 /// A way for a request to fail.
 struct Case {
-    cause: u64,
+    cause: u16,
     why: &'static str,
     spoil: fn(&mut Guest),
     /// The request that fails then.
     ask: fn(&Guest) -> AtsRequest,
 }
 
-const fn case(cause: u64, why: &'static str, spoil: fn(&mut Guest), ask: fn(&Guest) -> AtsRequest) -> Case {
+const fn case(cause: u16, why: &'static str, spoil: fn(&mut Guest), ask: fn(&Guest) -> AtsRequest) -> Case {
     Case { cause, why, spoil, ask }
 }
 
@@ -256,10 +249,8 @@ fn configuration_that_does_not_allow_it_is_an_unsupported_request() {
     for case in &UNSUPPORTED {
         let (completion, records, request) = try_case(case, false);
         assert_eq!(completion, AtsCompletion::UnsupportedRequest, "ATS-01, TR-24: {}", case.why);
-        let process = request
-            .process
-            .map_or(0, |process| u64::from(process.get()) << 12 | 1 << 32 | u64::from(request.privileged) << 33);
-        let expected = [record(case.cause) | process, 0, request.iova.get(), 0];
+        let process = request.process.map(|process| (process.get(), request.privileged));
+        let expected = [head(case.cause, ATS, process), 0, request.iova.get(), 0];
         assert_eq!(records, [expected], "ATS-01, ATS-19, FR-05, FR-07: {}", case.why);
     }
 }
@@ -269,7 +260,7 @@ fn structures_that_can_not_be_used_are_a_completer_abort() {
     for case in &ABORTED {
         let (completion, records, request) = try_case(case, false);
         assert_eq!(completion, AtsCompletion::CompleterAbort, "ATS-02, ATS-03, DX-30: {}", case.why);
-        let expected = [record(case.cause) | of_process(false), 0, request.iova.get(), 0];
+        let expected = [head(case.cause, ATS, Some((PROCESS.get(), false))), 0, request.iova.get(), 0];
         assert_eq!(records, [expected], "ATS-02, ATS-03, ACC-07: {}", case.why);
     }
 }
@@ -298,7 +289,7 @@ fn what_is_not_there_for_an_access_is_what_is_answered_without_permissions() {
         } else {
             (request, case.cause)
         };
-        let found = guest.rig.address(request).map_err(u64::from);
+        let found = guest.rig.address(request);
         assert_eq!(found, Err(cause), "ATS-04, ACC-04: {}", case.why);
     }
 }
@@ -313,7 +304,7 @@ fn dtf_hides_the_record_and_not_the_answer() {
         let unlocated = matches!(case.why, "Bare" | "a device_id that is too wide");
         let recorded = matches!(case.cause, 256..=259 | 268) || unlocated;
         let causes: Vec<_> = records.iter().map(|record| record[0] & 0xfff).collect();
-        let expected: &[u64] = if recorded { &[case.cause] } else { &[] };
+        let expected: &[u64] = if recorded { &[case.cause.into()] } else { &[] };
         assert_eq!(causes, expected, "ATS-05, FR-03, FR-04: {}", case.why);
     }
 }
@@ -416,7 +407,7 @@ fn execution_is_granted_where_it_is_requested_for_a_process() {
     fail(&guest, first_entry(&guest), MemoryFault::Access);
     let request = guest.any(PAGE).with_execute(true);
     assert_eq!(guest.ask(request), AtsCompletion::CompleterAbort);
-    assert_eq!(guest.rig.take_fault()[0], record(5), "ACC-07");
+    assert_eq!(guest.rig.take_fault()[0], head(5, ATS, None), "ACC-07");
 }
 
 #[test]
@@ -740,7 +731,7 @@ fn a_page_of_a_file_in_memory_has_no_translated_address() {
         assert_eq!(bits(&answer), "RUC", "ATS-13");
         guest.rig.memory.write_words(guest.msi, &[file.get() >> 2 | 0b011, 1 << 63]);
         assert_eq!(guest.ask(guest.of(MSI_PAGE)), AtsCompletion::CompleterAbort, "ATS-02, MSI-09");
-        assert_eq!(guest.rig.take_fault()[0], record(263) | of_process(false), "ATS-02");
+        assert_eq!(guest.rig.take_fault()[0], head(263, ATS, Some((PROCESS.get(), false))), "ATS-02");
     }
 }
 

@@ -13,7 +13,7 @@
 mod dma_rig;
 mod full_guest;
 
-use dma_rig::{DEVICE, everything};
+use dma_rig::{DEVICE, everything, head};
 use full_guest::{ENS, FILE, FSC, GPA, Guest, PAGE, PC_V, PROCESS, RWX, SPA, TA, TC, WINDOW};
 use riscv_viommu::mock::guest::register::{IOMMU_QOSID, TR_REQ_CTL, TR_REQ_IOVA, TR_RESPONSE};
 use riscv_viommu::mock::guest::{Iotinval, register};
@@ -33,12 +33,7 @@ const FAULT: u64 = 1;
 /// `tr_response.S` (rule DBG-16).
 const S: u64 = 1 << 9;
 
-/// CAUSE in 11:0, TTYP in 39:34, DID in 63:40 (rule FR-01).
-fn record(cause: u64, ttyp: u64) -> u64 {
-    u64::from(DEVICE) << 40 | ttyp << 34 | cause
-}
-
-/// PID in 31:12, PV in 32: of a request and of a record alike.
+/// PID in 31:12, PV in 32 (rules DBG-08, DBG-09).
 fn of_process() -> u64 {
     u64::from(PROCESS.get()) << 12 | PV
 }
@@ -67,7 +62,7 @@ fn a_request_is_an_untranslated_one_of_the_kind_it_names() {
     for (ctl, ttyp, cause) in [(NW | EXE, 1, 12), (NW, 2, 13), (0, 3, 15), (EXE, 3, 15)] {
         assert_eq!(guest.ask(PAGE, ctl), page(GPA), "DBG-21, TRD-01, TRD-02");
         assert_eq!(guest.ask(0x1000, ctl), FAULT, "DBG-22");
-        let expected = [record(cause, ttyp), 0, 0x1000, 0];
+        let expected = [head(cause, ttyp, None), 0, 0x1000, 0];
         assert_eq!(
             guest.rig.take_fault(),
             expected,
@@ -110,11 +105,11 @@ fn process_and_privilege_count_where_pv_is_1() {
     let process = of_process();
     assert_eq!(guest.ask(PAGE, process | NW), page(GPA), "DBG-08, DBG-09, TRD-01");
     assert_eq!(guest.ask(PAGE, process | NW | PRIV), FAULT, "DBG-04, S1-11: a user's page");
-    assert_eq!(guest.rig.take_fault(), [record(13, 2) | process | 1 << 33, 0, PAGE, 0], "DBG-04, FR-05");
+    assert_eq!(guest.rig.take_fault(), [head(13, 2, Some((PROCESS.get(), true))), 0, PAGE, 0], "DBG-04, FR-05");
     guest.first.map(PAGE, GPA, 0, RWX & !pte::U);
     assert_eq!(guest.ask(PAGE, process | NW | PRIV), page(GPA), "DBG-04");
     assert_eq!(guest.ask(PAGE, process | NW), FAULT, "DBG-04, S1-11");
-    assert_eq!(guest.rig.take_fault(), [record(13, 2) | process, 0, PAGE, 0], "DBG-04, FR-05");
+    assert_eq!(guest.rig.take_fault(), [head(13, 2, Some((PROCESS.get(), false))), 0, PAGE, 0], "DBG-04, FR-05");
     guest.processes.set(PROCESS, [PC_V, guest.first.iosatp()]);
     assert_eq!(guest.ask(PAGE, process | NW | PRIV), FAULT, "TR-16");
     assert_eq!(guest.rig.take_fault()[0] & 0xfff, 260, "TR-16");
@@ -122,9 +117,9 @@ fn process_and_privilege_count_where_pv_is_1() {
     guest.change(FSC, guest.first.iosatp());
     guest.change(TC, 1);
     assert_eq!(guest.ask(PAGE, (process | NW | PRIV) & !PV), FAULT, "DBG-04, DBG-09, ACC-02");
-    assert_eq!(guest.rig.take_fault(), [record(13, 2), 0, PAGE, 0], "DBG-09, FR-05");
+    assert_eq!(guest.rig.take_fault(), [head(13, 2, None), 0, PAGE, 0], "DBG-09, FR-05");
     assert_eq!(guest.ask(PAGE, process | NW), FAULT, "TR-09");
-    assert_eq!(guest.rig.take_fault(), [record(260, 2) | process, 0, PAGE, 0], "TR-09");
+    assert_eq!(guest.rig.take_fault(), [head(260, 2, Some((PROCESS.get(), false))), 0, PAGE, 0], "TR-09");
 }
 
 #[test]
@@ -137,7 +132,7 @@ fn a_request_without_a_process_takes_the_default_one() {
     assert_eq!(guest.ask(PAGE, NW | PRIV), page(GPA), "DBG-28, TR-14");
     guest.first.map(PAGE, GPA, 0, RWX & !pte::U);
     assert_eq!(guest.ask(PAGE, NW | PRIV), FAULT, "DBG-28, TR-14: as a user");
-    assert_eq!(guest.rig.take_fault(), [record(13, 2), 0, PAGE, 0], "DBG-28, FR-05: PV = 0");
+    assert_eq!(guest.rig.take_fault(), [head(13, 2, None), 0, PAGE, 0], "DBG-28, FR-05: PV = 0");
 }
 
 #[test]
@@ -197,18 +192,18 @@ fn a_fault_is_recorded_as_for_any_request() {
     let process = of_process();
     guest.second.unmap(GPA, 0);
     assert_eq!(guest.ask(PAGE, process), FAULT, "DBG-22, TRD-02");
-    assert_eq!(guest.rig.take_fault(), [record(23, 3) | process, 0, PAGE, GPA], "DBG-22, FR-08");
+    assert_eq!(guest.rig.take_fault(), [head(23, 3, Some((PROCESS.get(), false))), 0, PAGE, GPA], "DBG-22, FR-08");
     guest.rig.memory.fail(guest.processes.entry_address(PROCESS), 8, MemoryFault::Corruption);
     assert_eq!(guest.ask(PAGE, process | NW | EXE), FAULT, "DBG-22, TRD-02");
-    assert_eq!(guest.rig.take_fault(), [record(269, 1) | process, 0, PAGE, 0], "DBG-22");
+    assert_eq!(guest.rig.take_fault(), [head(269, 1, Some((PROCESS.get(), false))), 0, PAGE, 0], "DBG-22");
     guest.rig.directory.invalidate(DeviceId::truncate(DEVICE));
     assert_eq!(guest.ask(PAGE, process | NW), FAULT, "DBG-22, TRD-02");
-    assert_eq!(guest.rig.take_fault(), [record(258, 2) | process, 0, PAGE, 0], "DBG-22");
+    assert_eq!(guest.rig.take_fault(), [head(258, 2, Some((PROCESS.get(), false))), 0, PAGE, 0], "DBG-22");
     guest.rig.write8(register::DDTP, 0);
     let directory = Directory::new(&guest.rig.memory, 1, true);
     guest.rig.write8(register::DDTP, directory.ddtp());
     assert_eq!(guest.ask(PAGE, NW), FAULT, "DBG-22, TR-06");
-    assert_eq!(guest.rig.take_fault(), [record(260, 2), 0, PAGE, 0], "DBG-22, TR-06");
+    assert_eq!(guest.rig.take_fault(), [head(260, 2, None), 0, PAGE, 0], "DBG-22, TR-06");
 }
 
 #[test]
@@ -219,7 +214,7 @@ fn dtf_hides_the_record_and_not_the_fault() {
     assert_eq!(guest.rig.take_faults(), [[0; 4]; 0], "DBG-22, TRD-02");
     guest.change(TC, 1 | DTF | 1 << 12);
     assert_eq!(guest.ask(0x1000, NW), FAULT, "DBG-22");
-    assert_eq!(guest.rig.take_fault()[0], record(259, 2), "DBG-22, FR-03");
+    assert_eq!(guest.rig.take_fault()[0], head(259, 2, None), "DBG-22, FR-03");
 }
 
 #[test]
@@ -236,7 +231,7 @@ fn off_refuses_and_bare_goes_where_it_says() {
     guest.rig.write8(register::DDTP, 0);
     for (ctl, ttyp) in [(NW | EXE, 1), (NW, 2), (0, 3)] {
         assert_eq!(guest.ask(PAGE, ctl), FAULT, "DBG-24");
-        assert_eq!(guest.rig.take_fault(), [record(256, ttyp), 0, PAGE, 0], "DBG-24, TR-02");
+        assert_eq!(guest.rig.take_fault(), [head(256, ttyp, None), 0, PAGE, 0], "DBG-24, TR-02");
     }
     guest.rig.write8(register::DDTP, 1);
     // The naturally aligned gigabyte that holds the page: bit 28 is 0 above ones (rule DBG-19).
@@ -306,12 +301,12 @@ fn an_interrupt_file_has_the_page_of_its_entry_and_one_in_memory_has_none() {
         assert_eq!(guest.ask(PAGE, ctl), page(FILE), "DBG-23, TRD-02, SZ-05");
     }
     assert_eq!(guest.ask(PAGE, NW | EXE), FAULT, "DBG-23, MSI-11");
-    assert_eq!(guest.rig.take_fault(), [record(1, 1), 0, PAGE, 0], "MSI-11");
+    assert_eq!(guest.rig.take_fault(), [head(1, 1, None), 0, PAGE, 0], "MSI-11");
     let (file, notice) = (guest.rig.memory.allocate(1), guest.rig.memory.allocate(1));
     guest.rig.memory.write_words(guest.msi, &[file.get() >> 2 | 0b011, notice.get() >> 2 | 1]);
     for (ctl, ttyp) in [(NW, 2), (0, 3)] {
         assert_eq!(guest.ask(PAGE, ctl), FAULT, "DBG-23, TRD-02");
-        assert_eq!(guest.rig.take_fault(), [record(260, ttyp), 0, PAGE, 0], "DBG-23, TRD-02");
+        assert_eq!(guest.rig.take_fault(), [head(260, ttyp, None), 0, PAGE, 0], "DBG-23, TRD-02");
     }
     assert_eq!(guest.rig.memory.read(file), 0, "DBG-23: nothing is stored");
     guest.change(TC, 1 | DTF);
@@ -319,7 +314,7 @@ fn an_interrupt_file_has_the_page_of_its_entry_and_one_in_memory_has_none() {
     guest.rig.memory.write(guest.msi, 0);
     guest.change(TC, 1);
     assert_eq!(guest.ask(PAGE, 0), FAULT);
-    assert_eq!(guest.rig.take_fault()[0], record(262, 3), "DBG-23, MSI-07");
+    assert_eq!(guest.rig.take_fault()[0], head(262, 3, None), "DBG-23, MSI-07");
 }
 
 // What a request does beside.

@@ -14,15 +14,15 @@
 mod dma_rig;
 mod walk_rig;
 
-use dma_rig::DmaRig;
+use dma_rig::{ACCESSES, DmaRig, EXECUTE, READ, WRITE};
 use riscv_viommu::mock::Memory;
 use riscv_viommu::mock::guest::{Iotinval, register as reg};
 use riscv_viommu::mock::tables::tc::{EN_ATS, SADE, SBE, SXL};
 use riscv_viommu::mock::tables::{PageTable, pte};
 use riscv_viommu::{AtsCompletion, AtsRequest, FirstStageMode, Gpa, Iova, MemoryFault, Pscid, Request, Target};
 use walk_rig::{
-    ACCESSES, EXECUTE, FIRST, First, PROCESS, READ, WRITE, config, context, entries, fault, go, go_as, process_context,
-    rig, runner, sxl, translation, walk_loads,
+    FIRST, First, PROCESS, config, context, entries, fault, go, go_as, process_context, rig, runner, sxl, translation,
+    walk_loads,
 };
 
 /// V, R, W, X, U, A and D.

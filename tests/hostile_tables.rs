@@ -15,7 +15,7 @@
 mod dma_rig;
 mod walk_rig;
 
-use dma_rig::{DEVICE, DmaRig};
+use dma_rig::{ACCESSES, Access, DEVICE, DmaRig, READ, WRITE};
 use proptest::prelude::*;
 use riscv_viommu::mock::guest::register as reg;
 use riscv_viommu::mock::tables::tc::{EN_ATS, GADE, PDTV, SADE, SBE, SXL};
@@ -25,8 +25,7 @@ use riscv_viommu::{
     AtsRequest, DeviceId, FirstStageMode, Gpa, Iova, MemoryFault, ProcessId, Request, SecondStageMode, TranslateError,
 };
 use walk_rig::{
-    ACCESSES, FIRST, GSCID, OFFSET, READ, SECOND, Single, WRITE, config, context, entries, go, rig, runner,
-    second_stage, set_fctl, walk_loads,
+    FIRST, GSCID, OFFSET, SECOND, Single, config, context, entries, go, rig, runner, second_stage, set_fctl, walk_loads,
 };
 
 /// V, R, W, X, U, A and D.
@@ -64,7 +63,7 @@ impl Longest {
         Self { rig, first, second, processes, iova, gpa }
     }
 
-    fn request(&self, access: walk_rig::Access) -> Request {
+    fn request(&self, access: Access) -> Request {
         access.of(&self.rig, self.iova).with_process(DEEP, false)
     }
 

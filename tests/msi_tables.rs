@@ -14,7 +14,7 @@
 mod dma_rig;
 mod full_guest;
 
-use dma_rig::{DEVICE, everything};
+use dma_rig::{everything, head};
 use full_guest::{ADDR_MASK, ADDR_PATTERN, FSC, GSCID, Guest, MSIPTP, TC, WINDOW};
 use riscv_viommu::mock::guest::{CommandRing, FaultRing, Iotinval, register};
 use riscv_viommu::mock::tables::tc::{DTF, EN_ATS, PDTV, SBE, T2GPA};
@@ -41,11 +41,6 @@ fn flat(page: u64) -> [u64; 2] {
 /// An entry in MRIF mode: V, M = 1, address bits 55:9 in 53:7; NID bits 9:0 in 9:0, NPPN in 53:10, NID bit 10 in 60.
 fn to_mrif(file: u64, notice: u64, nid: u64) -> [u64; 2] {
     [file >> 9 << 7 | 0b011, notice >> 12 << 10 | nid & 0x3ff | nid >> 10 << 60]
-}
-
-/// CAUSE in 11:0, TTYP in 39:34, DID in 63:40 (rule FR-01).
-fn record(cause: u64, ttyp: u64) -> u64 {
-    u64::from(DEVICE) << 40 | ttyp << 34 | cause
 }
 
 /// A device of a VM of the guest's: first stage Bare, a second stage, an MSI page table of 64 entries.
@@ -224,7 +219,7 @@ fn all_52_bits_of_the_page_number_are_compared() {
         };
         assert_eq!(vm.target(request), expected, "MSI-03, S2-03: bit {bit}");
         if expected.is_err() {
-            assert_eq!(vm.rig.take_fault(), [record(23, 3), 0, at, at], "MSI-03, S2-07: bit {bit}");
+            assert_eq!(vm.rig.take_fault(), [head(23, 3, None), 0, at, at], "MSI-03, S2-07: bit {bit}");
         }
     }
 }
@@ -258,7 +253,7 @@ fn an_entry_that_is_not_valid_does_not_leave_the_page_to_the_second_stage() {
     let mut vm = vm();
     let request = vm.read(WINDOW + 0x3008);
     assert_eq!(vm.target(request), Err(262), "MSI-04");
-    assert_eq!(vm.rig.take_fault(), [record(262, 2), 0, WINDOW + 0x3008, 0], "MSI-04, FR-07");
+    assert_eq!(vm.rig.take_fault(), [head(262, 2, None), 0, WINDOW + 0x3008, 0], "MSI-04, FR-07");
     assert_eq!(vm.loads(request), [(Gpa::new(vm.msi.get() + 0x30), 2)], "MSI-04, MSI-06: nothing else");
     let outside = vm.read(OUTSIDE);
     assert_eq!(vm.loads(outside).len(), 2, "MSI-04: two levels down to 2 MiB, and no entry of the MSI table");
@@ -323,7 +318,7 @@ fn an_entry_that_can_not_be_read_is_an_access_fault_or_corruption() {
                 [(vm.read(WINDOW + 0x1004), 2), (vm.write(WINDOW + 0x1004), 3), (vm.execute(WINDOW + 0x1004), 1)]
             {
                 assert_eq!(vm.target(request), Err(cause), "MSI-07");
-                let expected = [record(cause.into(), ttyp), 0, WINDOW + 0x1004, 0];
+                let expected = [head(cause, ttyp, None), 0, WINDOW + 0x1004, 0];
                 assert_eq!(vm.rig.take_fault(), expected, "MSI-07, FR-07");
             }
             vm.rig.memory.clear_failures();
@@ -504,7 +499,7 @@ fn interrupt_files_can_be_read_and_written_and_never_executed() {
     for at in [WINDOW, WINDOW + 0x1000] {
         let request = vm.execute(at).with_length(4);
         assert_eq!(vm.target(request), Err(1), "MSI-11");
-        assert_eq!(vm.rig.take_fault(), [record(1, 1), 0, at, 0], "MSI-11, ACC-04");
+        assert_eq!(vm.rig.take_fault(), [head(1, 1, None), 0, at, 0], "MSI-11, ACC-04");
     }
     // Only after the checks of the entry.
     for (entry, cause) in [(0, 262), (0b001, 263), (0x3f8 | 0b111, 263)] {
@@ -528,7 +523,7 @@ fn translated_reads_for_execution_of_a_file_fail_with_a_process_alone() {
     let request = request.with_process(ProcessId::truncate(1), false);
     assert_eq!(vm.target(request), Err(1), "MSI-11, ACC-06");
     // PV in 32, PID in 31:12.
-    assert_eq!(vm.rig.take_fault(), [record(1, 5) | 1 << 32 | 1 << 12, 0, WINDOW, 0], "MSI-11, ACC-03");
+    assert_eq!(vm.rig.take_fault(), [head(1, 5, Some((1, false))), 0, WINDOW, 0], "MSI-11, ACC-03");
 }
 
 #[test]
@@ -849,7 +844,7 @@ fn an_update_that_never_succeeds_is_given_up() {
     assert_eq!(vm.target(request), Err(264), "MRIF-06, MRIF-09, UNSPECIFIED: VT-13");
     assert_eq!(vm.rig.memory.take_posts(), [], "MRIF-07: no notice");
     assert_eq!(vm.rig.memory.take_loads().iter().filter(|load| load.0 == Gpa::new(file)).count(), 8, "VT-13");
-    assert_eq!(vm.rig.take_fault(), [record(264, 3), 0, WINDOW, 0], "MRIF-09");
+    assert_eq!(vm.rig.take_fault(), [head(264, 3, None), 0, WINDOW, 0], "MRIF-09");
 }
 
 #[test]
@@ -866,7 +861,7 @@ fn a_file_that_can_not_be_updated_is_an_access_fault_or_corruption() {
             }
             let request = vm.message(WINDOW, 64);
             assert_eq!(vm.target(request), Err(cause), "MRIF-09");
-            assert_eq!(vm.rig.take_fault(), [record(cause.into(), 3), 0, WINDOW, 0], "MRIF-09, FR-07");
+            assert_eq!(vm.rig.take_fault(), [head(cause, 3, None), 0, WINDOW, 0], "MRIF-09, FR-07");
             assert_eq!((vm.rig.memory.read(at), vm.rig.memory.take_posts()), (0, vec![]), "MRIF-07: no notice");
             let request = vm.message(WINDOW, 63);
             assert_eq!(vm.target(request), Ok(Target::Mrif), "MRIF-09");
@@ -920,7 +915,7 @@ fn a_translated_message_reaches_a_file_in_memory() {
     assert_eq!(vm.rig.memory.take_events(), delivered(file, 0, 8, notice, 1), "MRIF-05");
     vm.rig.memory.read_only(Gpa::new(file), 8);
     assert_eq!(vm.target(request), Err(264), "MRIF-09");
-    assert_eq!(vm.rig.take_fault(), [record(264, 7), 0, WINDOW, 0], "MRIF-09, ACC-03");
+    assert_eq!(vm.rig.take_fault(), [head(264, 7, None), 0, WINDOW, 0], "MRIF-09, ACC-03");
 }
 
 #[test]

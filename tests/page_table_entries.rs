@@ -14,10 +14,11 @@
 mod dma_rig;
 mod walk_rig;
 
+use dma_rig::{ACCESSES, READ, WRITE};
 use riscv_viommu::mock::tables::pte;
 use riscv_viommu::mock::tables::tc::{GADE, SADE};
 use riscv_viommu::{Capabilities, Config, Pbmt};
-use walk_rig::{ACCESSES, READ, Single, WRITE, config, go, translation, walk_loads};
+use walk_rig::{Single, config, go, translation, walk_loads};
 
 /// V, R, W, X, U, A and D.
 const LEAF: u64 = 0xdf;

@@ -6,7 +6,7 @@
 
 mod dma_rig;
 
-use dma_rig::{DEVICE, DmaRig, everything};
+use dma_rig::{DEVICE, DmaRig, everything, head};
 use riscv_viommu::mock::guest::inval_pdt;
 use riscv_viommu::mock::tables::tc::{DPE, DTF, EN_ATS, GADE, PDTV, SADE, SXL};
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory, pte};
@@ -66,12 +66,6 @@ impl<const CACHE: usize> World<CACHE> {
     fn read_of(&self, pid: u32) -> Request {
         self.read().with_process(process(pid), false)
     }
-}
-
-/// The first word of a record: CAUSE 11:0, PID 31:12, PV 32, PRIV 33, TTYP 39:34, DID 63:40 (FR-01).
-fn head(cause: u16, ttyp: u64, process: Option<(u32, bool)>) -> u64 {
-    let process = process.map_or(0, |(pid, privileged)| u64::from(pid) << 12 | 1 << 32 | u64::from(privileged) << 33);
-    u64::from(cause) | process | ttyp << 34 | u64::from(DEVICE) << 40
 }
 
 // Which requests have a process.

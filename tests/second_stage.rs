@@ -14,7 +14,7 @@
 mod dma_rig;
 mod walk_rig;
 
-use dma_rig::DmaRig;
+use dma_rig::{ACCESSES, DmaRig, EXECUTE, READ, WRITE};
 use riscv_viommu::mock::Memory;
 use riscv_viommu::mock::guest::register;
 use riscv_viommu::mock::tables::tc::{EN_ATS, PDTV, SADE, SBE, SXL, T2GPA};
@@ -24,9 +24,8 @@ use riscv_viommu::{
     Target,
 };
 use walk_rig::{
-    ACCESSES, BE, EXECUTE, FIRST, First, GSCID, GXL, IO, NC, OFFSET, PROCESS, READ, SECOND, Second, WRITE, config,
-    context, entries, fault, go, gxl, nested_first_stage, process_context_below, rig, runner, second_stage, set_fctl,
-    sxl, translation, walk_loads,
+    BE, FIRST, First, GSCID, GXL, IO, NC, OFFSET, PROCESS, SECOND, Second, config, context, entries, fault, go, gxl,
+    nested_first_stage, process_context_below, rig, runner, second_stage, set_fctl, sxl, translation, walk_loads,
 };
 
 /// V, R, W, X, U, A and D.
@@ -495,7 +494,11 @@ fn the_first_stage_s_memory_type_wins_if_it_has_one() {
     both.first.map(IOVA, GPA, 0, LEAF);
     both.second.map(GPA, SPA, 0, LEAF);
     both.split(IO);
-    assert_eq!(translation(&mut both.rig, READ, IOVA).memory_type, Pbmt::Pma, "PB-02: the type of a table's page is not that of the access");
+    assert_eq!(
+        translation(&mut both.rig, READ, IOVA).memory_type,
+        Pbmt::Pma,
+        "PB-02: the type of a table's page is not that of the access"
+    );
     for (flags, name) in types {
         // Each stage alone.
         both.second.map(IOVA, SPA, 0, LEAF | flags);

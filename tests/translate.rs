@@ -7,7 +7,7 @@
 
 mod dma_rig;
 
-use dma_rig::{DEVICE, DmaRig, everything};
+use dma_rig::{DEVICE, DmaRig, EXECUTE, READ, WRITE, everything, head, recorded};
 use riscv_viommu::mock::guest::register::{DDTP, FQCSR, FQOF, IOMMU_QOSID};
 use riscv_viommu::mock::guest::{Iofence, inval_ddt};
 use riscv_viommu::mock::tables::tc::{DTF, EN_ATS, PDTV, SADE, SXL, T2GPA};
@@ -23,35 +23,12 @@ const V: u64 = 1;
 /// `fctl.GXL`.
 const GXL: u64 = 1 << 2;
 
-/// A kind of access, with its TTYP and its causes of access, page and guest-page faults (ACC-03, ACC-04).
-#[derive(Clone, Copy)]
-struct Access {
-    request: fn(Attachment, Iova) -> Request,
-    ttyp: u64,
-    causes: [u16; 3],
-}
-
-const EXECUTE: Access = Access { request: Request::execute, ttyp: 1, causes: [1, 12, 20] };
-const READ: Access = Access { request: Request::read, ttyp: 2, causes: [5, 13, 21] };
-const WRITE: Access = Access { request: Request::write, ttyp: 3, causes: [7, 15, 23] };
-
 fn process(pid: u32) -> ProcessId {
     ProcessId::new(pid).expect("20 bits")
 }
 
 fn all() -> Capabilities {
     Capabilities::from_bits(u64::MAX).with_pas(56)
-}
-
-/// The first word of a record: CAUSE 11:0, PID 31:12, PV 32, PRIV 33, TTYP 39:34, DID 63:40 (FR-01).
-fn head(cause: u16, ttyp: u64, process: Option<(u32, bool)>) -> u64 {
-    let process = process.map_or(0, |(pid, privileged)| u64::from(pid) << 12 | 1 << 32 | u64::from(privileged) << 33);
-    u64::from(cause) | process | recorded(ttyp, process != 0) << 34 | u64::from(DEVICE) << 40
-}
-
-/// The TTYP of a record: a translated read for execution is told apart with a PASID only (FQ-38).
-fn recorded(ttyp: u64, has_process: bool) -> u64 {
-    if ttyp == 5 && !has_process { 6 } else { ttyp }
 }
 
 /// Every request a device can make of this address, with its TTYP.
@@ -258,7 +235,7 @@ fn with_t2gpa_a_translated_request_goes_through_the_second_stage() {
         let request = (access.request)(rig.device, Iova::new(0x9abc)).translated();
         let request = who.map_or(request, |(pid, privileged)| request.with_process(process(pid), privileged));
         // Without a process_id a read to execute is a read (ACC-06).
-        let cause = if access.ttyp == 1 { 21 } else { access.causes[2] };
+        let cause = if access.ttyp == 1 { 21 } else { access.guest_page_fault };
         assert_eq!(rig.address(request), Err(cause), "TR-12, TR-20");
         let record = [head(cause, access.ttyp | 4, who), 0, 0x9abc, 0x9abc];
         assert_eq!(rig.take_fault(), record, "FR-05, FR-07, FR-08, S2-07");
@@ -286,10 +263,10 @@ fn an_access_needs_its_own_permission_of_each_stage() {
                 let leaf = rest | flags;
                 let (context, cause, iotval2) = if stage == 1 {
                     first.map(IOVA, 0x8765_4000, 0, leaf);
-                    ([V, 0, 0, first.iosatp()], access.causes[1], 0)
+                    ([V, 0, 0, first.iosatp()], access.page_fault, 0)
                 } else {
                     second.map(IOVA, 0x8765_4000, 0, leaf);
-                    ([V, second.iohgatp(Gscid::truncate(1)), 0, 0], access.causes[2], IOVA)
+                    ([V, second.iohgatp(Gscid::truncate(1)), 0, 0], access.guest_page_fault, IOVA)
                 };
                 rig.set_context(&context);
                 let what = format!("ACC-04, ACC-05, TR-23, stage {stage}: {flags:#x}");

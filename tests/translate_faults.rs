@@ -13,7 +13,7 @@
 
 mod dma_rig;
 
-use dma_rig::{DEVICE, DmaRig, everything};
+use dma_rig::{Access, DEVICE, DmaRig, EXECUTE, READ, WRITE, everything, head};
 use riscv_viommu::mock::guest::register::{
     CIP, CQB, CQCSR, CQT, DDTP, FIP, FQB, FQCSR, FQT, IPSR, MEMORY_FAULT, MSI_CFG_TBL,
 };
@@ -34,19 +34,6 @@ const PROCESS: u32 = 0xb_3456;
 const GSCID: u32 = 0x1234;
 /// Where the device's page is in memory.
 const TO: u64 = 0x3_7654_3000;
-
-/// A kind of request: its TTYP and its causes for an access fault, a page fault and a guest-page fault (ACC-03,
-/// ACC-04).
-#[derive(Clone, Copy, Debug)]
-struct Access {
-    request: fn(riscv_viommu::Attachment, Iova) -> Request,
-    ttyp: u64,
-    causes: [u16; 3],
-}
-
-const EXECUTE: Access = Access { request: Request::execute, ttyp: 1, causes: [1, 12, 20] };
-const READ: Access = Access { request: Request::read, ttyp: 2, causes: [5, 13, 21] };
-const WRITE: Access = Access { request: Request::write, ttyp: 3, causes: [7, 15, 23] };
 
 /// What an entry belongs to; of a second-stage entry also what its walk is for, with the address that is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +67,7 @@ impl Structure {
     /// CAUSE and iotval2, as table FLT and its companions say.
     fn fault(self, failure: Failure, access: Access) -> (u16, u64) {
         use Failure::{Corruption, Invalid, Reserved, Violation};
-        let [access_fault, page_fault, guest_page_fault] = access.causes;
+        let Access { abort: access_fault, page_fault, guest_page_fault, .. } = access;
         match (self, failure) {
             (Self::Ddt, Violation) => (257, 0),
             (Self::Ddt, Corruption) => (268, 0),
@@ -341,12 +328,8 @@ impl World {
 
     /// The record of this fault (FR-01, FR-05, FR-07).
     fn record(&self, access: Access, (cause, iotval2): (u16, u64)) -> [u64; 4] {
-        let process = match &self.processes {
-            Some(_) => u64::from(self.process().get()) << 12 | 1 << 32,
-            None => 0,
-        };
-        let head = u64::from(cause) | process | access.ttyp << 34 | u64::from(DEVICE) << 40;
-        [head, 0, self.iova, iotval2]
+        let process = self.processes.as_ref().map(|_| (self.process().get(), false));
+        [head(cause, access.ttyp, process), 0, self.iova, iotval2]
     }
 
     /// The request comes to nothing for this reason, and the guest is told, unless DTF says not to.
@@ -680,8 +663,8 @@ fn with_message(dwords: [u64; 2]) -> (DmaRig, Gpa, Request) {
 }
 
 /// The record of a write to 0x28000000.
-fn of_message(cause: u64) -> [u64; 4] {
-    [cause | 3 << 34 | u64::from(DEVICE) << 40, 0, 0x2800_0000, 0]
+fn of_message(cause: u16) -> [u64; 4] {
+    [head(cause, 3, None), 0, 0x2800_0000, 0]
 }
 
 #[test]
@@ -692,7 +675,7 @@ fn an_msi_entry_that_can_not_be_read_has_causes_of_its_own() {
         for dword in [0, 8] {
             rig.memory.fail(Gpa::new(entry.get() + dword), 8, fault);
             assert_eq!(rig.address(request), Err(cause), "FLT-07, MSI-07");
-            assert_eq!(rig.take_fault(), of_message(cause.into()), "FLT-07, FR-01");
+            assert_eq!(rig.take_fault(), of_message(cause), "FLT-07, FR-01");
             rig.memory.clear_failures();
         }
     }
@@ -714,7 +697,7 @@ fn an_interrupt_file_in_memory_that_can_not_be_written_has_causes_of_its_own() {
         rig.memory.fail(word, 8, fault);
         let found = rig.translate(request).expect_err("it can not be stored");
         assert!(matches!(found, TranslateError::Fault(found) if found.code() == cause), "FLT-08, MRIF-09: {found}");
-        assert_eq!(rig.take_fault(), of_message(cause.into()), "FLT-08, FR-01");
+        assert_eq!(rig.take_fault(), of_message(cause), "FLT-08, FR-01");
         rig.memory.clear_failures();
     }
     assert_eq!(rig.translate(request).map(|found| found.target), Ok(Target::Mrif), "FLT-08");

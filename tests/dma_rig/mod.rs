@@ -6,7 +6,7 @@ use riscv_viommu::mock::guest::{CommandRing, FaultRing, register};
 use riscv_viommu::mock::tables::Directory;
 use riscv_viommu::mock::{Memory, Wires};
 use riscv_viommu::{
-    Attachment, Capabilities, Config, DeviceId, DevicePolicy, Gpa, InterruptKinds, NoPhysical, Parts, Progress,
+    Attachment, Capabilities, Config, DeviceId, DevicePolicy, Gpa, InterruptKinds, Iova, NoPhysical, Parts, Progress,
     Request, Target, TranslateError, Translation, VIommu, Width,
 };
 
@@ -27,6 +27,45 @@ pub(crate) fn everything() -> Config {
         .with_ats(true)
         .with_debug(true)
         .with_synchronous_dma(true)
+}
+
+/// What a device can do with an address: its TTYP (rule ACC-03), the bit of a PTE that it needs, and the causes of its
+/// access fault, page fault and guest-page fault (rule ACC-04).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Access {
+    pub(crate) request: fn(Attachment, Iova) -> Request,
+    pub(crate) ttyp: u64,
+    /// R, W or X.
+    pub(crate) needs: u64,
+    pub(crate) abort: u16,
+    pub(crate) page_fault: u16,
+    pub(crate) guest_page_fault: u16,
+}
+
+pub(crate) const ACCESSES: [Access; 3] = [READ, WRITE, EXECUTE];
+pub(crate) const READ: Access =
+    Access { request: Request::read, ttyp: 2, needs: 1 << 1, abort: 5, page_fault: 13, guest_page_fault: 21 };
+pub(crate) const WRITE: Access =
+    Access { request: Request::write, ttyp: 3, needs: 1 << 2, abort: 7, page_fault: 15, guest_page_fault: 23 };
+pub(crate) const EXECUTE: Access =
+    Access { request: Request::execute, ttyp: 1, needs: 1 << 3, abort: 1, page_fault: 12, guest_page_fault: 20 };
+
+impl Access {
+    pub(crate) fn of<const CACHE: usize>(self, rig: &DmaRig<CACHE>, address: u64) -> Request {
+        (self.request)(rig.device, Iova::new(address))
+    }
+}
+
+/// The first word of a record of the device: CAUSE 11:0, PID 31:12, PV 32, PRIV 33, TTYP 39:34, DID 63:40 (rule FR-01).
+/// A process is its number, and whether the request is privileged.
+pub(crate) fn head(cause: u16, ttyp: u64, process: Option<(u32, bool)>) -> u64 {
+    let process = process.map_or(0, |(pid, privileged)| u64::from(pid) << 12 | 1 << 32 | u64::from(privileged) << 33);
+    u64::from(cause) | process | recorded(ttyp, process != 0) << 34 | u64::from(DEVICE) << 40
+}
+
+/// The TTYP of a record: a translated read for execution is told apart with a PASID only (rule FQ-38).
+pub(crate) fn recorded(ttyp: u64, has_process: bool) -> u64 {
+    if ttyp == 5 && !has_process { 6 } else { ttyp }
 }
 
 /// The vIOMMU, and handles on what it works with.

@@ -6,14 +6,12 @@
 pub(crate) mod model;
 pub(crate) mod random;
 
-use crate::dma_rig::{DmaRig, everything};
+use crate::dma_rig::{Access, DmaRig, READ, everything};
 use proptest::test_runner::{Config as Runs, RngAlgorithm, TestRng, TestRunner};
 use riscv_viommu::mock::guest::register as reg;
 use riscv_viommu::mock::tables::tc::{PDTV, SXL};
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory};
-use riscv_viommu::{
-    Attachment, Config, FirstStageMode, Gpa, Gscid, Gxl, Iova, ProcessId, Request, SecondStageMode, Translation,
-};
+use riscv_viommu::{Config, FirstStageMode, Gpa, Gscid, Gxl, ProcessId, Request, SecondStageMode, Translation};
 
 /// Bits of `fctl` (rules REG-FCTL-01, REG-FCTL-03).
 pub(crate) const BE: u64 = 1;
@@ -153,31 +151,6 @@ pub(crate) fn process_context_below(rig: &DmaRig<0>, tc: u64, iohgatp: u64, fsc:
 }
 
 pub(crate) const PROCESS: ProcessId = ProcessId::truncate(0x21);
-
-/// What a device can do, with the causes that has: access fault, page fault, guest-page fault (rule ACC-04).
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Access {
-    pub(crate) request: fn(Attachment, Iova) -> Request,
-    /// R, W or X.
-    pub(crate) needs: u64,
-    pub(crate) abort: u16,
-    pub(crate) page_fault: u16,
-    pub(crate) guest_page_fault: u16,
-}
-
-pub(crate) const ACCESSES: [Access; 3] = [READ, WRITE, EXECUTE];
-pub(crate) const READ: Access =
-    Access { request: Request::read, needs: 1 << 1, abort: 5, page_fault: 13, guest_page_fault: 21 };
-pub(crate) const WRITE: Access =
-    Access { request: Request::write, needs: 1 << 2, abort: 7, page_fault: 15, guest_page_fault: 23 };
-pub(crate) const EXECUTE: Access =
-    Access { request: Request::execute, needs: 1 << 3, abort: 1, page_fault: 12, guest_page_fault: 20 };
-
-impl Access {
-    pub(crate) fn of(self, rig: &DmaRig<0>, address: u64) -> Request {
-        (self.request)(rig.device, Iova::new(address))
-    }
-}
 
 /// The address of an access, or the code of its cause; which record there is, is looked at by others.
 pub(crate) fn go(rig: &mut DmaRig<0>, access: Access, address: u64) -> Result<u64, u16> {

@@ -2,8 +2,8 @@
 //! addresses, which the second stage maps to themselves, with changes of single entries.
 
 use super::model::{Failure, Page, Stage, Want, World};
-use super::{ACCESSES, FIRST, PROCESS, SECOND, context, gxl, process_context, set_fctl};
-use crate::dma_rig::{DmaRig, everything};
+use super::{FIRST, PROCESS, SECOND, context, gxl, process_context, set_fctl};
+use crate::dma_rig::{ACCESSES, DmaRig, everything};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use riscv_viommu::mock::tables::tc::{GADE, SADE, SXL};
