@@ -288,7 +288,7 @@ fn tables_are_big_endian_as_sbe_says_whatever_the_directory_is() {
             let memory = Memory::new();
             let handle = |big_endian| if big_endian { memory.big_endian() } else { memory.clone() };
             let mut rig = DmaRig::<0>::in_memory(config(), handle(fctl != 0));
-            walk_rig::set_fctl(&mut rig, fctl);
+            rig.set_fctl(fctl);
             let tables = handle(big_endian);
             let table = PageTable::first_stage(&tables, scheme.mode);
             let address = scheme.sample();

@@ -25,7 +25,7 @@ use riscv_viommu::{
     AtsRequest, DeviceId, FirstStageMode, Gpa, Iova, MemoryFault, ProcessId, Request, SecondStageMode, TranslateError,
 };
 use walk_rig::{
-    FIRST, GSCID, OFFSET, SECOND, Single, config, context, entries, go, rig, runner, second_stage, set_fctl, walk_loads,
+    FIRST, GSCID, OFFSET, SECOND, Single, config, context, entries, go, rig, runner, second_stage, walk_loads,
 };
 
 /// V, R, W, X, U, A and D.
@@ -286,7 +286,7 @@ fn roots_and_pointers_at_the_ends_of_the_address_space_lead_nowhere() {
     for ppn in [0, 1, last, last - 3, 1 << 43, 1 << 22] {
         for (mode, gxl) in [(8_u64, 0), (9, 0), (10, 0), (8, 4)] {
             let mut rig = rig();
-            set_fctl(&mut rig, gxl);
+            rig.set_fctl(gxl);
             let tc = if gxl == 0 { 0 } else { SXL };
             for (iohgatp, fsc) in
                 [(0, mode << 60 | ppn), (mode << 60 | ppn & !3, 0), (mode << 60 | ppn & !3, mode << 60 | ppn)]

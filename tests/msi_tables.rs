@@ -16,13 +16,13 @@ mod full_guest;
 
 use dma_rig::{everything, head};
 use full_guest::{ADDR_MASK, ADDR_PATTERN, FSC, GSCID, Guest, MSIPTP, TC, WINDOW};
-use riscv_viommu::mock::guest::{CommandRing, FaultRing, Iotinval, register};
+use riscv_viommu::mock::guest::{Iotinval, register};
 use riscv_viommu::mock::tables::tc::{DTF, EN_ATS, PDTV, SBE, T2GPA};
-use riscv_viommu::mock::tables::{Directory, PageTable, ProcessDirectory, pte};
+use riscv_viommu::mock::tables::{PageTable, ProcessDirectory, pte};
 use riscv_viommu::mock::{Event, Memory};
 use riscv_viommu::{
     AtsCompletion, AtsRequest, Capabilities, Config, FirstStageMode, Gpa, Gscid, Iova, MemoryFault, Pbmt, Post,
-    ProcessId, Request, SecondStageMode, Target, TranslateError, Translation,
+    ProcessId, Request, Target, TranslateError, Translation,
 };
 
 /// The bits of a page number that select one of the 64 interrupt files of the VM, the first of which is at `WINDOW`.
@@ -461,25 +461,10 @@ fn entries_are_in_the_byte_order_of_fctl_and_not_of_the_device() {
 
 /// The same VM with `fctl.BE` = 1; entries of its MSI table are for the test to swap.
 fn big_endian() -> Guest {
-    let mut vm = vm();
-    let rig = &mut vm.rig;
-    rig.write8(register::DDTP, 0);
-    rig.write(register::CQCSR, 0);
-    rig.write(register::FQCSR, 0);
-    rig.write(register::FCTL, rig.read(register::FCTL) | 1);
-    assert_eq!(rig.read(register::FCTL) & 1, 1);
-    let big = rig.memory.big_endian();
-    rig.directory = Directory::new(&big, 3, true);
-    rig.commands = CommandRing::new(&big, 8, Gpa::new(0x9200_0000));
-    rig.faults = FaultRing::new(&big, 8, Gpa::new(0x9300_0000));
-    let (cqb, fqb) = (rig.commands.cqb(), rig.faults.fqb());
-    rig.write8(register::CQB, cqb);
-    rig.write(register::CQCSR, register::ENABLE);
-    rig.write8(register::FQB, fqb);
-    rig.write(register::FQCSR, register::ENABLE);
-    rig.write8(register::DDTP, rig.directory.ddtp());
-    vm.second = PageTable::second_stage(&big, SecondStageMode::Sv39x4);
-    vm.change(1, vm.second.iohgatp(GSCID));
+    let memory = Memory::new();
+    let mut vm = vm_with(everything(), memory.big_endian());
+    vm.rig.set_fctl(1);
+    vm.rig.memory = memory;
     vm
 }
 

@@ -25,7 +25,7 @@ use riscv_viommu::{
 };
 use walk_rig::{
     BE, FIRST, First, GSCID, GXL, IO, NC, OFFSET, PROCESS, SECOND, Second, config, context, entries, fault, go, gxl,
-    nested_first_stage, process_context_below, rig, runner, second_stage, set_fctl, sxl, translation, walk_loads,
+    nested_first_stage, process_context_below, rig, runner, second_stage, sxl, translation, walk_loads,
 };
 
 /// V, R, W, X, U, A and D.
@@ -41,7 +41,7 @@ fn alone(scheme: &Second) -> (DmaRig<0>, PageTable) {
     let mut rig = rig();
     let table = PageTable::second_stage(&rig.memory, scheme.mode);
     let gxl = gxl(scheme.mode);
-    set_fctl(&mut rig, gxl);
+    rig.set_fctl(gxl);
     context(&rig, if gxl == 0 { 0 } else { SXL }, table.iohgatp(GSCID), 0);
     rig.forget_accesses();
     (rig, table)
@@ -58,7 +58,7 @@ struct Both {
 impl Both {
     fn new(first: FirstStageMode, second: SecondStageMode, tc: u64) -> Self {
         let mut rig = rig();
-        set_fctl(&mut rig, gxl(second));
+        rig.set_fctl(gxl(second));
         let tc = tc | sxl(first) | if gxl(second) == 0 { 0 } else { SXL };
         let both = Self { first: nested_first_stage(&rig, first), second: second_stage(&rig, second), tc, rig };
         both.first.map(IOVA, GPA, 0, LEAF);
@@ -202,7 +202,7 @@ fn every_first_stage_works_under_every_second_stage_but_rv64_under_gxl() {
         let name = format!("{:?} under {:?}", first.mode, second.mode);
         if second.mode == SecondStageMode::Sv32x4 && first.mode != FirstStageMode::Sv32 {
             let mut rig = rig();
-            set_fctl(&mut rig, GXL);
+            rig.set_fctl(GXL);
             let table = second_stage(&rig, second.mode);
             let mode = PageTable::first_stage(&rig.memory, first.mode).iosatp();
             context(&rig, 0, table.iohgatp(GSCID), mode);
@@ -447,7 +447,7 @@ fn each_stage_has_its_own_byte_order() {
             let memory = Memory::new();
             let handle = |big_endian| if big_endian { memory.big_endian() } else { memory.clone() };
             let mut rig = DmaRig::<0>::in_memory(config(), handle(be));
-            set_fctl(&mut rig, gxl(second.mode) | if be { BE } else { 0 });
+            rig.set_fctl(gxl(second.mode) | if be { BE } else { 0 });
             let table = PageTable::first_stage(&handle(sbe), first.mode).below(OFFSET);
             let outer = second_stage(&rig, second.mode);
             table.map(IOVA, GPA, 0, LEAF);

@@ -505,7 +505,8 @@ fn sxl_follows_gxl_where_the_guest_can_not_choose() {
         (Gxl::Zero, GXL, [true, false]),
     ];
     for (policy, fctl, good) in cases {
-        let mut rig = DmaRig::<0>::new(everything().with_gxl(policy)).with_fctl(fctl);
+        let mut rig = DmaRig::<0>::new(everything().with_gxl(policy));
+        rig.write_fctl(fctl);
         for (sxl, good) in [0, SXL].into_iter().zip(good) {
             for pdtv in [0, PDTV] {
                 rig.set_context(&[V | sxl | pdtv]);
@@ -530,7 +531,8 @@ fn modes_are_those_of_gxl_and_sxl() {
     for capabilities in without {
         for (fctl, sxl) in [(0, 0), (0, SXL), (GXL, SXL)] {
             let config = everything().with_capabilities(capabilities).with_gxl(Gxl::Writable);
-            let mut rig = DmaRig::<0>::new(config).with_fctl(fctl);
+            let mut rig = DmaRig::<0>::new(config);
+            rig.set_fctl(fctl);
             // An empty table of 16 KiB: a fault of its stage says that it was walked.
             let root = rig.memory.allocate(4).get() >> 12;
             for mode in 0..16_u64 {
@@ -785,7 +787,7 @@ fn the_registers_are_little_endian_whatever_the_tables_are() {
     let mut rig = DmaRig::<0>::new(everything());
     let before = rig.read8(0);
     let ddtp = rig.read8(DDTP);
-    rig = rig.with_fctl(1);
+    rig.set_fctl(1);
     assert_eq!((rig.read8(0), rig.read8(DDTP)), (before, ddtp), "EDN-04");
     assert_eq!(rig.iommu.read(8, Width::U32) & 1, 1, "EDN-04");
 }

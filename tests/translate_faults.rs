@@ -163,8 +163,11 @@ impl World {
         let plain = Memory::new();
         let in_order = |big_endian| if big_endian { plain.big_endian() } else { plain.clone() };
         let (of_iommu, of_process) = (in_order(shape.be), in_order(shape.tc & SBE != 0));
-        let rig = DmaRig::in_memory(config, of_iommu.clone());
-        let rig = if shape.be { rig.with_fctl(BE) } else { rig };
+        let mut rig = DmaRig::in_memory(config, of_iommu.clone());
+        if shape.be {
+            // GXL may be fixed to 1.
+            rig.write_fctl(BE);
+        }
         // Three parts of guest-physical space that have no second-stage entry in common.
         let (low, top) = (0x4000_0000, |bit: u32| 1_u64 << bit);
         let (offsets, gpa) = match shape.second {

@@ -97,27 +97,35 @@ impl<const CACHE: usize> DmaRig<CACHE> {
         let policy = DevicePolicy::default().with_ats(capabilities.ats());
         let device = iommu.attach_emulated(DeviceId::truncate(DEVICE), policy).expect("there is room");
         let mut rig = Self { iommu, memory, directory, commands, faults, device };
-        let (cqb, fqb) = (rig.commands.cqb(), rig.faults.fqb());
-        rig.write8(register::CQB, cqb);
-        rig.write(register::CQCSR, register::ENABLE);
-        rig.write8(register::FQB, fqb);
-        rig.write(register::FQCSR, register::ENABLE);
-        rig.write8(register::DDTP, rig.directory.ddtp());
+        rig.switch_on();
         rig.forget_accesses();
         rig
     }
 
-    /// Writes `fctl` as a driver does: everything is off meanwhile (REG-FCTL-07).
-    pub(crate) fn with_fctl(mut self, fctl: u64) -> Self {
-        let (cqcsr, fqcsr, ddtp) = (register::CQCSR, register::FQCSR, register::DDTP);
-        for offset in [cqcsr, fqcsr, ddtp] {
+    /// Turns on the queues, which are empty then, and the directory.
+    fn switch_on(&mut self) {
+        let (cqb, fqb) = (self.commands.cqb(), self.faults.fqb());
+        self.write8(register::CQB, cqb);
+        self.write(register::CQCSR, register::ENABLE);
+        self.write8(register::FQB, fqb);
+        self.write(register::FQCSR, register::ENABLE);
+        self.write8(register::DDTP, self.directory.ddtp());
+    }
+
+    /// Writes `fctl` as a driver does, everything being off meanwhile (rule REG-FCTL-07); some of it may not be offered.
+    pub(crate) fn write_fctl(&mut self, fctl: u64) {
+        for offset in [register::CQCSR, register::FQCSR, register::DDTP] {
             self.write(offset, 0);
         }
         self.write(register::FCTL, fctl);
-        self.write(cqcsr, register::ENABLE);
-        self.write(fqcsr, register::ENABLE);
-        self.write8(ddtp, self.directory.ddtp());
-        self
+        self.switch_on();
+        self.forget_accesses();
+    }
+
+    /// The same with bits that are offered: BE in 0, GXL in 2 (rules REG-FCTL-01, REG-FCTL-03).
+    pub(crate) fn set_fctl(&mut self, fctl: u64) {
+        self.write_fctl(fctl);
+        assert_eq!(self.read(register::FCTL) & 0b101, fctl, "it is offered, and everything was off");
     }
 
     pub(crate) fn write(&mut self, offset: u64, value: u64) {

@@ -3,7 +3,6 @@
 #![allow(dead_code, reason = "each test uses its part of it")]
 
 use riscv_viommu::mock::Memory;
-use riscv_viommu::mock::guest::register;
 use riscv_viommu::mock::tables::tc::{PDTV, SBE};
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory, pte};
 use riscv_viommu::{
@@ -57,16 +56,7 @@ impl<const CACHE: usize> Nested<CACHE> {
         let order = |big| if big { little.big_endian() } else { little.clone() };
         let mut rig = DmaRig::in_memory(config, order(be));
         if be {
-            // It is not to be written while anything is on.
-            let ddtp = rig.read8(register::DDTP);
-            rig.write8(register::DDTP, 0);
-            rig.write(register::CQCSR, 0);
-            rig.write(register::FQCSR, 0);
-            rig.write(register::FCTL, 1);
-            rig.write(register::CQCSR, register::ENABLE);
-            rig.write(register::FQCSR, register::ENABLE);
-            rig.write8(register::DDTP, ddtp);
-            assert_eq!((rig.read(register::FCTL) & 1, rig.read8(register::DDTP)), (1, ddtp));
+            rig.set_fctl(1);
         }
         let ours = order(tc & SBE != 0);
         let second = PageTable::second_stage(&order(be), SecondStageMode::Sv39x4);

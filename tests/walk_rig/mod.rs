@@ -8,7 +8,6 @@ pub(crate) mod random;
 
 use crate::dma_rig::{Access, DmaRig, READ, everything};
 use proptest::test_runner::{Config as Runs, RngAlgorithm, TestRng, TestRunner};
-use riscv_viommu::mock::guest::register as reg;
 use riscv_viommu::mock::tables::tc::{PDTV, SXL};
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory};
 use riscv_viommu::{Config, FirstStageMode, Gpa, Gscid, Gxl, ProcessId, Request, SecondStageMode, Translation};
@@ -101,22 +100,6 @@ pub(crate) fn config() -> Config {
 
 pub(crate) fn rig() -> DmaRig<0> {
     DmaRig::new(config())
-}
-
-/// The guest writes `fctl`, which it can where nothing runs (rule REG-FCTL-07).
-pub(crate) fn set_fctl(rig: &mut DmaRig<0>, fctl: u64) {
-    rig.write8(reg::DDTP, 0);
-    rig.write(reg::CQCSR, 0);
-    rig.write(reg::FQCSR, 0);
-    rig.write(reg::FCTL, fctl);
-    assert_eq!(rig.read(reg::FCTL) & 0b101, fctl, "the rig offers it");
-    let (cqb, fqb) = (rig.commands.cqb(), rig.faults.fqb());
-    rig.write8(reg::CQB, cqb);
-    rig.write8(reg::FQB, fqb);
-    rig.write(reg::CQCSR, reg::ENABLE);
-    rig.write(reg::FQCSR, reg::ENABLE);
-    rig.write8(reg::DDTP, rig.directory.ddtp());
-    rig.forget_accesses();
 }
 
 /// `SXL`, where the scheme needs it (rule S1-01).
@@ -251,7 +234,7 @@ impl Single {
         let table = PageTable::second_stage(&rig.memory, scheme.mode);
         let gxl = gxl(scheme.mode);
         if gxl != 0 {
-            set_fctl(&mut rig, gxl);
+            rig.set_fctl(gxl);
         }
         // With GXL = 1, SXL is 1, too (rule DCK-20).
         context(&rig, if gxl == 0 { tc } else { SXL | tc }, table.iohgatp(GSCID), 0);

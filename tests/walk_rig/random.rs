@@ -2,7 +2,7 @@
 //! addresses, which the second stage maps to themselves, with changes of single entries.
 
 use super::model::{Failure, Page, Stage, Want, World};
-use super::{FIRST, PROCESS, SECOND, context, gxl, process_context, set_fctl};
+use super::{FIRST, PROCESS, SECOND, context, gxl, process_context};
 use crate::dma_rig::{ACCESSES, DmaRig, everything};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
@@ -196,7 +196,7 @@ fn is_rv32(case: &Case) -> bool {
 
 fn set_up(rig: &mut DmaRig<0>, case: &Case) {
     let second = case.second.map(|index| SECOND[index].mode);
-    set_fctl(rig, second.map_or(0, gxl));
+    rig.set_fctl(second.map_or(0, gxl));
     let mode = |index: usize| [8_u64, 8, 9, 10][index];
     let iohgatp = case.second.map_or(0, |index| mode(index) << 60 | SECOND_ROOT >> 12);
     let fsc = case.first.map_or(0, |index| mode(index) << 60 | FIRST_ROOT >> 12);
