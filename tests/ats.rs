@@ -8,7 +8,6 @@
     reason = "small numbers, and a failure is a finding"
 )]
 
-#[allow(dead_code, reason = "shared by several files of tests, each of which needs a part of it")]
 mod common;
 
 use common::{ILLEGAL, Rig};

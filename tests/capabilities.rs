@@ -5,7 +5,6 @@
 
 #![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a failure is a finding")]
 
-#[allow(dead_code, reason = "shared by several files of tests, each of which needs a part of it")]
 mod common;
 mod dma_rig;
 

@@ -5,7 +5,6 @@
 
 #![expect(clippy::expect_used, reason = "a failure is a finding")]
 
-#[expect(dead_code, reason = "no device is attached here")]
 mod common;
 
 use common::Rig;

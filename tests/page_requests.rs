@@ -2,7 +2,6 @@
 
 #![expect(clippy::arithmetic_side_effects, clippy::expect_used, reason = "small numbers, and a failure is a finding")]
 
-#[allow(dead_code, reason = "shared by several files of tests, each of which needs a part of it")]
 mod common;
 
 use common::Rig;

@@ -1,5 +1,7 @@
 //! A vIOMMU with its guest memory and wires, and the few steps every script takes.
 
+#![allow(dead_code, reason = "each test uses its part of it")]
+
 use riscv_viommu::mock::guest::{CommandRing, FaultRing, register};
 use riscv_viommu::mock::{Memory, Wires};
 use riscv_viommu::{
