@@ -6,10 +6,10 @@
 //! [`big_endian`](Memory::big_endian) handle.
 
 mod ats;
+mod records;
 
-pub use ats::{Ats, PageRequestRing};
-
-use std::vec::Vec;
+pub use ats::Ats;
+pub use records::{FaultRing, PageRequestRing, RecordRing};
 
 use crate::addr::{Gpa, Iova};
 use crate::id::{DeviceId, Gscid, ProcessId, Pscid};
@@ -122,13 +122,6 @@ pub struct CommandRing {
     tail: u32,
 }
 
-/// The fault queue as the guest's driver sees it: it owns the head.
-#[derive(Clone, Debug)]
-pub struct FaultRing {
-    ring: Ring,
-    head: u32,
-}
-
 #[derive(Clone, Debug)]
 struct Ring {
     memory: Memory,
@@ -199,46 +192,6 @@ impl CommandRing {
     #[must_use]
     pub fn entry(&self, index: u32) -> Gpa {
         self.ring.entry(index, 16)
-    }
-}
-
-impl FaultRing {
-    /// A fault queue of 2^`log2_entries` entries at `base`, whose memory is mapped here.
-    ///
-    /// # Panics
-    /// If there is no such size.
-    #[must_use]
-    pub fn new(memory: &Memory, log2_entries: u8, base: Gpa) -> Self {
-        Self { ring: Ring::new(memory, log2_entries, base, 32), head: 0 }
-    }
-
-    /// What to write to `fqb`; the head is 0 then.
-    pub fn fqb(&mut self) -> u64 {
-        self.head = 0;
-        self.ring.base_register()
-    }
-
-    /// The records between the head and `fqt`, taken out: write [`head`](Self::head) to `fqh` next.
-    pub fn take(&mut self, fqt: u64) -> Vec<[u64; 4]> {
-        let mut records = Vec::new();
-        while u64::from(self.head) != fqt {
-            let at = self.entry(self.head);
-            records.push([0, 8, 16, 24].map(|offset| self.ring.memory.read(at.or(offset))));
-            self.head = self.ring.after(self.head);
-        }
-        records
-    }
-
-    /// What to write to `fqh`.
-    #[must_use]
-    pub const fn head(&self) -> u32 {
-        self.head
-    }
-
-    /// Where the entry of this index is.
-    #[must_use]
-    pub fn entry(&self, index: u32) -> Gpa {
-        self.ring.entry(index, 32)
     }
 }
 

@@ -1,59 +1,6 @@
-//! The guest driver's half of ATS: its commands, and the ring it takes page requests from.
+//! The guest driver's half of ATS: its commands.
 
-use std::vec::Vec;
-
-use crate::addr::Gpa;
 use crate::id::ProcessId;
-
-use super::Ring;
-use crate::mock::memory::Memory;
-
-/// The page-request queue as the guest's driver sees it: it owns the head.
-#[derive(Clone, Debug)]
-pub struct PageRequestRing {
-    ring: Ring,
-    head: u32,
-}
-
-impl PageRequestRing {
-    /// A page-request queue of 2^`log2_entries` entries at `base`, whose memory is mapped here.
-    ///
-    /// # Panics
-    /// If there is no such size.
-    #[must_use]
-    pub fn new(memory: &Memory, log2_entries: u8, base: Gpa) -> Self {
-        Self { ring: Ring::new(memory, log2_entries, base, 16), head: 0 }
-    }
-
-    /// What to write to `pqb`; the head is 0 then.
-    pub fn pqb(&mut self) -> u64 {
-        self.head = 0;
-        self.ring.base_register()
-    }
-
-    /// The records between the head and `pqt`, taken out: write [`head`](Self::head) to `pqh` next.
-    pub fn take(&mut self, pqt: u64) -> Vec<[u64; 2]> {
-        let mut records = Vec::new();
-        while u64::from(self.head) != pqt {
-            let at = self.entry(self.head);
-            records.push([0, 8].map(|offset| self.ring.memory.read(at.or(offset))));
-            self.head = self.ring.after(self.head);
-        }
-        records
-    }
-
-    /// What to write to `pqh`.
-    #[must_use]
-    pub const fn head(&self) -> u32 {
-        self.head
-    }
-
-    /// Where the entry of this index is.
-    #[must_use]
-    pub fn entry(&self, index: u32) -> Gpa {
-        self.ring.entry(index, 16)
-    }
-}
 
 /// Operands of the ATS commands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
