@@ -153,12 +153,17 @@ impl Directory {
             return self.root;
         }
         let at = self.non_leaf_address(device, above);
-        if self.memory.read(at) & 1 == 0 {
-            // V in bit 0, PPN in 53:10 (rule DDT-10).
-            self.memory.write(at, self.memory.allocate(1).get() >> 2 | 1);
-        }
-        Gpa::new((self.memory.read(at) & 0x003f_ffff_ffff_fc00) << 2)
+        follow(&self.memory, at, 0)
     }
+}
+
+/// The page that a non-leaf entry points to, which is added where there is none: V in bit 0, PPN in 53:10 (rules DDT-10,
+/// PDT-04). Pointers are `offset` less than where memory has the page.
+fn follow(memory: &Memory, entry: Gpa, offset: u64) -> Gpa {
+    if memory.read(entry) & 1 == 0 {
+        memory.write(entry, memory.allocate(1).get().wrapping_sub(offset) >> 2 | 1);
+    }
+    Gpa::new(((memory.read(entry) & 0x003f_ffff_ffff_fc00) << 2).wrapping_add(offset))
 }
 
 #[cfg(test)]

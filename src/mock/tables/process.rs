@@ -1,5 +1,6 @@
 //! Process directories.
 
+use super::follow;
 use crate::addr::Gpa;
 use crate::id::ProcessId;
 use crate::mock::Memory;
@@ -73,11 +74,7 @@ impl ProcessDirectory {
             return self.root;
         }
         let at = self.non_leaf_address(process, above);
-        if self.memory.read(at) & 1 == 0 {
-            // V in bit 0, PPN in 53:10 (rule PDT-04).
-            self.memory.write(at, self.memory.allocate(1).get().wrapping_sub(self.offset) >> 2 | 1);
-        }
-        Gpa::new(((self.memory.read(at) & 0x003f_ffff_ffff_fc00) << 2).wrapping_add(self.offset))
+        follow(&self.memory, at, self.offset)
     }
 }
 
