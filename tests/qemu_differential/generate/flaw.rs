@@ -33,6 +33,10 @@ pub(crate) enum Flaw {
     ContextMisconfigured,
     /// In a way it takes for another.
     ContextMistaken,
+    /// A process directory that is not used has an unknown mode.
+    DirectoryMistaken,
+    /// A process of RV32 has a scheme of RV64.
+    ProcessMistaken,
     /// The process directory.
     ProcessHole,
     ProcessInvalid,
@@ -76,7 +80,7 @@ pub(crate) enum Spoilt {
     PointerFlags,
 }
 
-const FLAWS: [(u64, Flaw); 49] = [
+const FLAWS: [(u64, Flaw); 55] = [
     (1800, Flaw::Nothing),
     (180, Flaw::Bits),
     (30, Flaw::Off),
@@ -93,6 +97,8 @@ const FLAWS: [(u64, Flaw); 49] = [
     (4, Flaw::ContextReserved),
     (60, Flaw::ContextMisconfigured),
     (12, Flaw::ContextMistaken),
+    (4, Flaw::DirectoryMistaken),
+    (4, Flaw::ProcessMistaken),
     (60, Flaw::ProcessHole),
     (60, Flaw::ProcessInvalid),
     (40, Flaw::ProcessReserved),
@@ -101,7 +107,7 @@ const FLAWS: [(u64, Flaw); 49] = [
     (2, Flaw::NotCanonicalAtAll),
     (40, Flaw::TooWide),
     (2, Flaw::WideForSxl),
-    (90, Flaw::First(Spoilt::Hole)),
+    (115, Flaw::First(Spoilt::Hole)),
     (20, Flaw::First(Spoilt::Invalid)),
     (20, Flaw::First(Spoilt::WriteOnly)),
     (20, Flaw::First(Spoilt::Reserved)),
@@ -113,7 +119,7 @@ const FLAWS: [(u64, Flaw); 49] = [
     (20, Flaw::First(Spoilt::Dirty)),
     (20, Flaw::First(Spoilt::TooDeep)),
     (2, Flaw::First(Spoilt::PointerFlags)),
-    (30, Flaw::Second(Use::Final, Spoilt::Hole)),
+    (45, Flaw::Second(Use::Final, Spoilt::Hole)),
     (20, Flaw::Second(Use::Final, Spoilt::Invalid)),
     (15, Flaw::Second(Use::Final, Spoilt::Reserved)),
     (15, Flaw::Second(Use::Final, Spoilt::Permission)),
@@ -124,6 +130,10 @@ const FLAWS: [(u64, Flaw); 49] = [
     (30, Flaw::Second(Use::Table, Spoilt::Invalid)),
     (30, Flaw::Second(Use::Table, Spoilt::Hole)),
     (20, Flaw::Second(Use::Table, Spoilt::ReadOnly)),
+    (8, Flaw::Second(Use::Table, Spoilt::Permission)),
+    (8, Flaw::Second(Use::Table, Spoilt::User)),
+    (8, Flaw::Second(Use::Table, Spoilt::Accessed)),
+    (8, Flaw::Second(Use::Table, Spoilt::Reserved)),
     (30, Flaw::Second(Use::Directory, Spoilt::Invalid)),
     (2, Flaw::Second(Use::Directory, Spoilt::Permission)),
 ];
@@ -150,8 +160,9 @@ impl Flaw {
             | Self::ContextMisconfigured => rare,
             Self::WideDevice => rare && shape.levels < 3,
             Self::WideProcess => matches!(shape.directory, Processes::Process(1..)) && rare,
-            Self::StrayProcess => shape.directory == Processes::NoProcess && rare,
             Self::ContextMistaken => !shape.gxl && rare,
+            Self::StrayProcess | Self::DirectoryMistaken => shape.directory == Processes::NoProcess && rare,
+            Self::ProcessMistaken => shape.sxl && shape.first.is_some() && through,
             Self::ProcessWithoutDirectory => shape.directory == Processes::None && rare,
             Self::NotSupervisor => shape.privileged && rare,
             Self::ProcessHole => through && rare && shape.second.is_none(),
@@ -164,7 +175,9 @@ impl Flaw {
             Self::First(Spoilt::Reserved | Spoilt::Napot) => shape.first.is_some_and(Scheme::is_wide),
             Self::NotCanonical | Self::First(_) => shape.first.is_some(),
             Self::Second(Use::Directory, _) => shape.second.is_some() && through && rare,
-            Self::Second(Use::Table, _) => shape.second.is_some() && shape.first.is_some(),
+            Self::Second(Use::Table, flaw) => {
+                shape.second.is_some_and(|scheme| flaw != Spoilt::Reserved || scheme.is_wide()) && shape.first.is_some()
+            }
             Self::Second(Use::Final, flaw) => {
                 shape.second.is_some_and(|scheme| flaw != Spoilt::Reserved || scheme.is_wide())
                     && (flaw != Spoilt::Dirty || shape.access == Access::Write)

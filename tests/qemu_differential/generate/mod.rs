@@ -280,9 +280,9 @@ impl Plan {
                 at = world.random.pick(&words);
             }
             let bit = world.random.within(0..=63);
-            // With another SXL other tables would be read.
-            let is_sxl = at == world.context && bit == 11;
-            if !is_sxl && ![19, 22, 29, 32, 51, 54, 61, 62].contains(&bit) {
+            // With another SXL other tables would be read; QEMU looks at SADE once the first table is found.
+            let is_subtle = at == world.context && (bit == 11 || bit == 8);
+            if !is_subtle && ![19, 22, 29, 32, 51, 54, 61, 62].contains(&bit) {
                 *world.image.entry(at).or_default() ^= 1 << bit;
             }
         }

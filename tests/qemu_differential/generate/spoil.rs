@@ -38,6 +38,14 @@ impl Flaw {
             Self::WideProcess => plan.request.process.1 |= 1 << plan.world.random.within(8..=19),
             Self::StrayProcess => plan.request.process.1 = u32::try_from(plan.world.random.within(1..=255)).unwrap(),
             Self::ContextMistaken => plan.mistake(),
+            Self::DirectoryMistaken => {
+                let mode = plan.world.random.within(4..=15) << 60;
+                plan.context(3, |_, fsc| fsc & !(0xf << 60) | mode);
+            }
+            Self::ProcessMistaken => {
+                let mode = plan.world.random.within(9..=10) << 60;
+                plan.process(|fsc| fsc & !(0xf << 60) | mode);
+            }
             Self::ProcessWithoutDirectory => {
                 plan.request.process = (true, u32::try_from(plan.world.random.within(1..=0xf_ffff)).unwrap());
             }
@@ -129,7 +137,7 @@ impl Plan {
     fn misconfigure(&mut self) {
         let random = &mut self.world.random;
         let has_directory = self.shape.directory != Processes::None;
-        match random.within(1..=9) {
+        match random.within(1..=11) {
             1 => self.context(0, |_, tc| tc & !(1 << 1) | 1 << 2),
             2 => self.context(0, |_, tc| tc & !(1 << 2) | 1 << 6),
             3 => self.context(0, |_, tc| tc | 1 << 1 | 1 << 3),
@@ -137,8 +145,10 @@ impl Plan {
             5 if !has_directory => self.context(0, |_, tc| tc | 1 << 9),
             5 => self.context(3, |random, fsc| fsc & !(0xf << 60) | random.within(2..=3) << 60),
             6 => self.context(4, |random, msiptp| msiptp & !(0xf << 60) | random.within(2..=15) << 60),
-            7 if self.shape.second.is_some() => self.context(1, |random, iohgatp| iohgatp | random.within(1..=3)),
-            8 if !has_directory => self.context(3, |random, fsc| fsc & !(0xf << 60) | random.within(1..=7) << 60),
+            7 if self.shape.first.is_some() => self.context(0, |_, tc| tc | 1 << 8),
+            8 if self.shape.second.is_some() => self.context(0, |_, tc| tc | 1 << 7),
+            9 if !has_directory => self.context(3, |random, fsc| fsc & !(0xf << 60) | random.within(1..=7) << 60),
+            10 if self.shape.second.is_some() => self.context(1, |random, iohgatp| iohgatp | random.within(1..=3)),
             _ => self.context(1, |random, iohgatp| {
                 iohgatp & !(0xf << 60) & !3 | random.pick(&[1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 14, 15]) << 60
             }),
@@ -155,16 +165,12 @@ impl Plan {
         let shape = self.shape;
         let has_directory = shape.directory != Processes::None;
         let mode = self.world.random.within(4..=15) << 60;
-        match self.world.random.within(1..=4) {
+        match self.world.random.within(1..=3) {
             // MSI tables without a second stage, updates of a stage that is Bare.
             1 if shape.second.is_none() => self.context(4, |_, _| 1 << 60 | NOWHERE),
             2 if shape.second.is_none() => self.context(0, |_, tc| tc | 1 << 7),
             2 if shape.first.is_none() => self.context(0, |_, tc| tc | 1 << 8),
             // Unknown modes.
-            3 if shape.sxl && shape.first.is_some() && shape.through_directory().is_some() => {
-                let mode = self.world.random.within(9..=10) << 60;
-                self.process(|fsc| fsc & !(0xf << 60) | mode);
-            }
             _ if has_directory => self.context(3, |_, fsc| fsc & !(0xf << 60) | mode),
             _ => self.context(3, |random, fsc| fsc & !(0xf << 60) | random.within(11..=15) << 60),
         }
