@@ -5,12 +5,13 @@
 
 pub mod message;
 
-pub use message::{DeviceMessage, InvalidationCompletion, InvalidationRequest, PageResponse};
+pub use message::{DeviceMessage, InvalidationCompletion, InvalidationRequest};
 
 use heapless::{Deque, Vec};
 
 use crate::attachment::Attachment;
-use crate::cmdq::command::{AtsInval, AtsPrgr, ResponseCode};
+use crate::backend::{PageResponse, ResponseCode};
+use crate::cmdq::command::{AtsInval, AtsPrgr};
 use crate::id::Itag;
 
 /// An invalidation request that is not complete.

@@ -328,15 +328,17 @@
 //! );
 //! ```
 
+mod ats;
 mod host;
 mod memory;
 mod order;
 mod parts;
 
+pub use ats::{Ats, AtsInvalidation, PageResponse, ResponseCode};
 pub use host::HostCapabilities;
 pub use memory::{GuestMemory, Post};
 pub use order::{
-    Applied, Completion, Context, Epoch, FenceOutcome, FenceScope, FirstStage, Invalidation, Pages, Ticket,
+    Applied, Completion, Context, Epoch, FenceOutcome, FenceScope, FirstStage, Invalidation, Pages, Processes, Ticket,
 };
 pub use parts::{NoPhysical, Parts};
 
@@ -441,6 +443,30 @@ pub trait PhysicalIommu {
     /// # Errors
     /// Any [`OrderError`].
     fn fence(&mut self, upto: Ticket, scope: FenceScope) -> Result<Completion, OrderError>;
+
+    /// Sends an Invalidation Request to the function, after every order before it, and does not wait for its completion:
+    /// the next fence does, and says [`AtsTimeout`](Completion::AtsTimeout) where the function did not answer in time.
+    ///
+    /// Given only for a device whose context has [`Ats`], of whom the crate has at most `ITAGS` under way; a driver
+    /// whose function takes fewer at a time is [`OrderError::Busy`].
+    ///
+    /// # Errors
+    /// Any [`OrderError`]. Where this is not implemented it is refused: [`Health`](crate::Health) is then degraded, and
+    /// the guest is told of a timeout.
+    fn ats_invalidate(&mut self, device: Self::Device, what: &AtsInvalidation) -> Result<(), OrderError> {
+        let _ = (device, what);
+        Err(OrderError::Refused { done: 0 })
+    }
+
+    /// Answers page requests of the function. The crate answers only what
+    /// [`report_page_request`](crate::VIommu::report_page_request) took, each group once.
+    ///
+    /// # Errors
+    /// Any [`OrderError`]; a response that is refused is dropped.
+    fn page_response(&mut self, device: Self::Device, response: &PageResponse) -> Result<(), OrderError> {
+        let _ = (device, response);
+        Err(OrderError::Refused { done: 0 })
+    }
 
     /// Gives a device back, for another vIOMMU or the host to take. Once all are released, the GSCID is free. It is
     /// blocked, what was cached for it is dropped, and a fence has completed since.

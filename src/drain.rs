@@ -51,7 +51,7 @@ impl Drains {
     pub(crate) fn is_done(&mut self, host: &mut impl GuestMemory) -> bool {
         if self.drained < self.over && !self.asked {
             self.asked = true;
-            if !host.counts_dma() || host.drain(self.over) == Completion::Done {
+            if !host.counts_dma() || host.drain(self.over) != Completion::Pending {
                 self.drained = self.over;
             }
         }

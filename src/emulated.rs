@@ -3,14 +3,15 @@
 use heapless::Vec;
 
 use crate::attachment::{Attachment, Generations};
+use crate::backend::Ats;
 use crate::id::DeviceId;
 
 /// A device the host emulates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Device {
     pub(crate) attachment: Attachment,
-    /// Its model takes part in ATS: it answers invalidation requests and may send page requests.
-    pub(crate) ats: bool,
+    /// How far its model takes part in ATS: it answers invalidation requests, and may send page requests.
+    pub(crate) ats: Ats,
 }
 
 #[derive(Debug)]
@@ -28,7 +29,7 @@ impl<const DEVICES: usize> Emulated<DEVICES> {
     }
 
     /// Takes a device in, if there is room.
-    pub(crate) fn attach(&mut self, id: DeviceId, ats: bool, generations: &mut Generations) -> Option<Attachment> {
+    pub(crate) fn attach(&mut self, id: DeviceId, ats: Ats, generations: &mut Generations) -> Option<Attachment> {
         if self.devices.is_full() {
             return None;
         }
@@ -66,13 +67,17 @@ mod tests {
     fn an_old_attachment_is_not_that_of_the_device_now() {
         let (mut generations, mut table) = (Generations::new(), Emulated::<1>::new());
         let id = DeviceId::truncate(8);
-        let old = table.attach(id, false, &mut generations).unwrap();
+        let old = table.attach(id, Ats::Off, &mut generations).unwrap();
         assert!(
-            table.attach(DeviceId::truncate(9), false, &mut generations).is_none() && table.attached(old).is_some()
+            table.attach(DeviceId::truncate(9), Ats::Off, &mut generations).is_none() && table.attached(old).is_some()
         );
         assert_eq!(table.detach(id).map(|device| device.attachment), Some(old));
-        let new = table.attach(id, true, &mut generations).unwrap();
-        assert_eq!((table.attached(old), table.attached(new).map(|device| device.ats)), (None, Some(true)), "T34");
+        let new = table.attach(id, Ats::Translations, &mut generations).unwrap();
+        assert_eq!(
+            (table.attached(old), table.attached(new).map(|device| device.ats)),
+            (None, Some(Ats::Translations)),
+            "T34"
+        );
         assert_eq!((table.named(id), table.named(DeviceId::truncate(9))), (table.attached(new), None));
     }
 }

@@ -133,6 +133,46 @@ impl FirstStageMode {
     }
 }
 
+/// Process-directory formats: `pdtp.MODE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum ProcessDirectoryMode {
+    /// One level, `process_id` of 8 bits.
+    Pd8,
+    /// Two levels, `process_id` of 17 bits.
+    Pd17,
+    /// Three levels, `process_id` of 20 bits.
+    Pd20,
+}
+
+impl ProcessDirectoryMode {
+    /// The value of the 4-bit MODE field. Source: "Encodings of pdtp.MODE field".
+    #[must_use]
+    pub const fn encoding(self) -> u8 {
+        self.levels()
+    }
+
+    /// Number of directory levels.
+    #[must_use]
+    pub const fn levels(self) -> u8 {
+        match self {
+            Self::Pd8 => 1,
+            Self::Pd17 => 2,
+            Self::Pd20 => 3,
+        }
+    }
+
+    /// Bits of `process_id` a directory takes (rule PDT-02).
+    #[must_use]
+    pub const fn width(self) -> u32 {
+        match self {
+            Self::Pd8 => 8,
+            Self::Pd17 => 17,
+            Self::Pd20 => 20,
+        }
+    }
+}
+
 /// Second-stage translation schemes: `iohgatp.MODE`, whose encodings `fctl.GXL` selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -106,20 +106,20 @@ mod viommu;
 pub struct Readme;
 
 pub use addr::{Gpa, Iova, NestedGpa, Ppn};
-pub use ats::{DeviceMessage, InvalidationCompletion, InvalidationRequest, PageResponse};
+pub use ats::{DeviceMessage, InvalidationCompletion, InvalidationRequest};
 pub use attachment::Attachment;
 pub use backend::{
-    Applied, Backend, Completion, Context, Epoch, FenceOutcome, FenceScope, FirstStage, GuestMemory, HostCapabilities,
-    InterruptKinds, Interrupts, Invalidation, NoPhysical, Pages, Parts, PhysicalIommu, Post, Ticket,
+    Applied, Ats, AtsInvalidation, Backend, Completion, Context, Epoch, FenceOutcome, FenceScope, FirstStage,
+    GuestMemory, HostCapabilities, InterruptKinds, Interrupts, Invalidation, NoPhysical, PageResponse, Pages, Parts,
+    PhysicalIommu, Post, Processes, ResponseCode, Ticket,
 };
-pub use cmdq::ResponseCode;
 pub use config::Config;
 pub use error::{
     AttachError, ConfigError, DetachError, IdError, IllegalCommand, MemoryFault, OrderError, TranslateError,
 };
 pub use fault::{Cause, TransactionType};
 pub use faultq::{FaultHead, FaultRecord, HostFault, Quirks};
-pub use id::{DeviceId, FirstStageMode, Gscid, Itag, Prgi, ProcessId, Pscid, SecondStageMode};
+pub use id::{DeviceId, FirstStageMode, Gscid, Itag, Prgi, ProcessDirectoryMode, ProcessId, Pscid, SecondStageMode};
 pub use nest::Health;
 pub use pageq::{PageRequest, PageRequestPayload};
 pub use progress::Progress;

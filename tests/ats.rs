@@ -15,11 +15,11 @@ use proptest::prelude::*;
 use riscv_viommu::mock::guest::register::{
     BUSY, CIP, CMD_ILL, CMD_TO, CQB, CQCSR, CQH, CQT, DDTP, ENABLE, FCTL, FENCE_W_IP, INTERRUPT_ENABLE, IPSR, ON,
 };
-use riscv_viommu::mock::guest::{Ats, CommandRing, Iofence, Iotinval};
+use riscv_viommu::mock::guest::{AtsCommand, CommandRing, Iofence, Iotinval};
 use riscv_viommu::mock::tables::{Directory, FirstStageTable, PageSize, pte};
 use riscv_viommu::mock::{Event, Memory, Wires};
 use riscv_viommu::{
-    AtsCompletion, AtsRequest, AttachError, Attachment, Config, ConfigError, DetachError, DeviceId, DeviceMessage,
+    Ats, AtsCompletion, AtsRequest, AttachError, Attachment, Config, ConfigError, DetachError, DeviceId, DeviceMessage,
     DevicePolicy, FirstStageMode, Gpa, InterruptKinds, InvalidationCompletion, InvalidationRequest, Iova, Itag,
     NoPhysical, Parts, Post, ProcessId, Progress, Pscid, ResponseCode, VIommu, Width,
 };
@@ -43,7 +43,7 @@ fn config() -> Config {
 }
 
 fn granted() -> DevicePolicy {
-    DevicePolicy::default().with_ats(true)
+    DevicePolicy::default().with_ats(Ats::PageRequests)
 }
 
 fn itag(number: u32) -> Itag {
@@ -51,11 +51,11 @@ fn itag(number: u32) -> Itag {
 }
 
 fn inval() -> [u64; 2] {
-    Ats::to(RID).inval(PAGE)
+    AtsCommand::to(RID).inval(PAGE)
 }
 
 fn prgr() -> [u64; 2] {
-    Ats::to(RID).prgr(5, 0)
+    AtsCommand::to(RID).prgr(5, 0)
 }
 
 fn fence() -> [u64; 2] {
@@ -154,7 +154,7 @@ impl Guest {
 #[test]
 fn an_invalidation_request_has_what_the_command_says() {
     let process = ProcessId::new(0xa_bcde).expect("20 bits");
-    let to = Ats::to(RID);
+    let to = AtsCommand::to(RID);
     let range = 0x1234_3800;
     for (command, with, payload, rule) in [
         (to.inval(PAGE), None, PAGE, "ATC-01"),
@@ -184,7 +184,7 @@ fn a_response_has_its_group_its_code_and_the_pasid_of_the_command() {
     ] {
         for with in [None, Some(process)] {
             let mut guest = Guest::new();
-            let to = with.map_or(Ats::to(RID), |process| Ats::to(RID).process(process));
+            let to = with.map_or(AtsCommand::to(RID), |process| AtsCommand::to(RID).process(process));
             let [low, high] = to.prgr(0x1ff, code);
             // Zeros of the payload are not looked at, and go no further.
             assert_eq!(guest.ring([[low, high | 0xffff_0e00_ffff_ffff]]), Progress::Idle);
@@ -200,7 +200,7 @@ fn a_response_has_its_group_its_code_and_the_pasid_of_the_command() {
 fn a_segment_is_part_of_the_device_id() {
     let mut guest = Guest::new();
     let far = guest.rig.iommu.attach_emulated(id(0x12_0008), granted()).expect("there is room");
-    let _ = guest.ring([Ats::to(RID).segment(0x12).inval(0), inval()]);
+    let _ = guest.ring([AtsCommand::to(RID).segment(0x12).inval(0), inval()]);
     let to: Vec<_> = guest.messages().into_iter().map(|(to, _)| to).collect();
     assert_eq!(to, [far, guest.device], "ATC-01, PRI-01");
 }
@@ -209,7 +209,7 @@ fn a_segment_is_part_of_the_device_id() {
 fn a_command_for_what_is_no_emulated_device_with_ats_is_a_no_op() {
     let mut guest = Guest::new();
     guest.rig.iommu.attach_emulated(id(9), DevicePolicy::default()).expect("there is room");
-    for to in [Ats::to(9), Ats::to(0xffff), Ats::to(RID).segment(1)] {
+    for to in [AtsCommand::to(9), AtsCommand::to(0xffff), AtsCommand::to(RID).segment(1)] {
         assert_eq!(guest.ring([to.inval(PAGE), to.prgr(1, 0), fence()]), Progress::Idle, "VC-11, VC-71, PRG-03");
         assert_eq!(guest.messages(), [], "T03, T23");
         assert_eq!(guest.state(), (RUNNING, guest.queue.tail().into()), "VC-71: no timeout is made up");
@@ -381,7 +381,7 @@ fn the_patched_command_is_the_one_carried_out_when_the_wait_ends() {
     let _ = guest.ring([inval(), inval(), inval()]);
     let [first, _] = guest.itags()[..] else { panic!() };
     // Not fetched yet, as far as the guest can know: `cqh` is on it.
-    guest.rig.memory.write_words(guest.queue.entry(2), &Ats::to(RID).inval(0x9000));
+    guest.rig.memory.write_words(guest.queue.entry(2), &AtsCommand::to(RID).inval(0x9000));
     let _ = guest.complete(first);
     let [third] = guest.requests()[..] else { panic!() };
     assert_eq!(third.payload.into_bits(), 0x9000, "CQX-05, Q-11");
@@ -390,7 +390,7 @@ fn the_patched_command_is_the_one_carried_out_when_the_wait_ends() {
 #[test]
 fn where_there_is_no_place_for_a_message_the_queue_waits_until_one_is_taken() {
     let mut guest = Guest::new();
-    let responses: Vec<_> = (0..5).map(|group| Ats::to(RID).prgr(group, 0)).collect();
+    let responses: Vec<_> = (0..5).map(|group| AtsCommand::to(RID).prgr(group, 0)).collect();
     assert_eq!(guest.ring(responses), Progress::Waiting);
     assert_eq!(guest.state(), (RUNNING, 2));
     let mut groups = Vec::new();
@@ -598,7 +598,7 @@ fn a_reset_forgets_requests_messages_and_timeouts() {
 fn a_device_that_leaves_takes_its_requests_and_messages_along() {
     let mut guest = Guest::new();
     let other = guest.rig.iommu.attach_emulated(id(9), granted()).expect("there is room");
-    let _ = guest.ring([inval(), Ats::to(9).prgr(1, 0)]);
+    let _ = guest.ring([inval(), AtsCommand::to(9).prgr(1, 0)]);
     let old = guest.device;
     assert_eq!(guest.ring([prgr(), fence()]), Progress::Waiting);
     assert_eq!(guest.rig.iommu.detach(old.device()), Ok(Progress::Waiting));
@@ -735,7 +735,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => prop::sample::select(vec![inval(), prgr(), fence(), telling(), Ats::to(9).inval(0)]).prop_map(Step::Command),
+        6 => prop::sample::select(vec![inval(), prgr(), fence(), telling(), AtsCommand::to(9).inval(0)]).prop_map(Step::Command),
         1 => any::<[u64; 2]>().prop_map(|[low, high]| Step::Command([low & !0x7b, high])),
         3 => Just(Step::Take),
         3 => (any::<u32>(), 0..8_u8).prop_map(|(itags, cc)| Step::Complete(itags, cc)),

@@ -7,8 +7,8 @@ use riscv_viommu::mock::tables::tc::{DTF, PDTV, SADE, SBE};
 use riscv_viommu::mock::tables::{self, Directory};
 use riscv_viommu::mock::{Hardware, Memory, Order, Physical, PhysicalDevice, Wires};
 use riscv_viommu::{
-    Attachment, Cause, Config, Context, DeviceId, DevicePolicy, FirstStageMode, Gpa, Gscid, HostFault, InterruptKinds,
-    Invalidation, Iova, MemoryFault, Parts, ProcessId, Progress, Pscid, TransactionType, VIommu, Width,
+    Ats, Attachment, Cause, Config, Context, DeviceId, DevicePolicy, FirstStageMode, Gpa, Gscid, HostFault,
+    InterruptKinds, Invalidation, Iova, MemoryFault, Parts, ProcessId, Progress, Pscid, TransactionType, VIommu, Width,
 };
 
 const NVME: PhysicalDevice = PhysicalDevice(0x77);
@@ -156,7 +156,7 @@ fn a_refused_access_is_reported_as_the_guests_own_iommu_would_have() {
         // Good now, though no command said so: nothing to tell, and the context is put in force (VC-55).
         guest.memory.write(leaf, V);
         assert_eq!(guest.cause(), None, "VC-55");
-        assert_eq!(guest.context(), Context::SecondStageOnly { process_ids: false });
+        assert_eq!(guest.context(), Context::SecondStageOnly { process_ids: false, ats: Ats::Off });
     }
 }
 
@@ -240,8 +240,13 @@ fn hardware_gets_what_the_context_says_and_nothing_else() {
         ("DC-24", [V, 0, 0xabcd_e000, 8 << 60 | root], None, stage(FirstStageMode::Sv39, false, false)),
         ("DC-09", [V | SADE, 0, 0xabcd_e000, 9 << 60 | root], None, stage(FirstStageMode::Sv48, true, false)),
         ("DC-11", [V | SBE, 0, 0xabcd_e000, 10 << 60 | root], None, stage(FirstStageMode::Sv57, false, true)),
-        ("DC-24", [V, 0, 0xabcd_e000, root], Some(Context::SecondStageOnly { process_ids: false }), None),
-        ("DC-25", [V | PDTV, 0, 0, root], Some(Context::SecondStageOnly { process_ids: true }), None),
+        (
+            "DC-24",
+            [V, 0, 0xabcd_e000, root],
+            Some(Context::SecondStageOnly { process_ids: false, ats: Ats::Off }),
+            None,
+        ),
+        ("DC-25", [V | PDTV, 0, 0, root], Some(Context::SecondStageOnly { process_ids: true, ats: Ats::Off }), None),
         // Custom bits and a Bare iohgatp's fields are the guest's own business (DC-16, DC-20, T10).
         (
             "T10",
@@ -378,6 +383,6 @@ fn a_context_that_became_valid_without_a_command_is_found_at_the_next_doorbell()
         assert_eq!(guest.context(), Context::Blocked);
         directory.set(guest.device, &tables::bare());
         guest.ring([Iofence::PLAIN.encode()]);
-        assert_eq!(guest.context(), Context::SecondStageOnly { process_ids: false }, "UPD-04, SYNC-09");
+        assert_eq!(guest.context(), Context::SecondStageOnly { process_ids: false, ats: Ats::Off }, "UPD-04, SYNC-09");
     }
 }

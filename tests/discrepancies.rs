@@ -21,7 +21,7 @@ use riscv_viommu::mock::tables::tc::{DPE, EN_ATS, EN_PRI, GADE, PDTV, SADE, SBE,
 use riscv_viommu::mock::tables::{Directory, PageTable, pte};
 use riscv_viommu::mock::{Event, Memory};
 use riscv_viommu::{
-    Capabilities, Config, DeviceId, DevicePolicy, FirstStageMode, Gpa, Gscid, Gxl, Iova, PageRequest, Post, Prgi,
+    Ats, Capabilities, Config, DeviceId, DevicePolicy, FirstStageMode, Gpa, Gscid, Gxl, Iova, PageRequest, Post, Prgi,
     ProcessId, Request, SecondStageMode, Target,
 };
 
@@ -58,7 +58,7 @@ fn an_id_too_wide_for_the_directory_is_refused_whatever_its_low_bits_are() {
         directory.set(DeviceId::truncate(0), &[1]);
         rig.write8(DDTP, 0);
         rig.write8(DDTP, directory.ddtp());
-        let policy = DevicePolicy::default().with_ats(true);
+        let policy = DevicePolicy::default().with_ats(Ats::PageRequests);
         let device = rig.iommu.attach_emulated(DeviceId::truncate(id), policy).expect("there is room");
         rig.forget_accesses();
         assert_eq!(rig.address(Request::read(device, Iova::new(0))), Err(260), "DX-01, TR-06: {id:#x}");

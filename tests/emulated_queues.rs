@@ -19,7 +19,7 @@ use nested_guest::{FILE, FILES, IOVA, MESSAGES, Nested, OUTPUT, PAGE, PROCESS};
 use riscv_viommu::mock::guest::register::{
     CMD_TO, CQCSR, CQH, CQT, ENABLE, FQT, MEMORY_FAULT, ON, PQB, PQCSR, PQH, PQOF, PQT,
 };
-use riscv_viommu::mock::guest::{Ats, Iofence, Iotinval, PageRequestRing, inval_ddt, inval_pdt};
+use riscv_viommu::mock::guest::{AtsCommand, Iofence, Iotinval, PageRequestRing, inval_ddt, inval_pdt};
 use riscv_viommu::mock::tables::tc::{EN_ATS, EN_PRI, PDTV, V};
 use riscv_viommu::mock::tables::{PageTable, ProcessDirectory, pte};
 use riscv_viommu::mock::{Event, Memory};
@@ -248,7 +248,7 @@ fn when_the_fence_is_passed_nothing_of_the_vm_is_remembered() {
 fn a_fence_waits_for_an_invalidation_until_it_is_completed_or_timed_out() {
     for times_out in [false, true] {
         let mut nested = Nested::<16>::new(V | EN_ATS);
-        let inval = Ats::to(0x3456).segment(0x12).inval(0x1234_5000);
+        let inval = AtsCommand::to(0x3456).segment(0x12).inval(0x1234_5000);
         let _ = nested.rig.run([inval, plain()]);
         assert_eq!(nested.rig.read(CQH), 1, "VC-84: the command itself is passed");
         let (to, message) = nested.rig.iommu.next_message().expect("the device is told");

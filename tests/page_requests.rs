@@ -14,7 +14,7 @@ use riscv_viommu::mock::guest::{FaultRing, PageRequestRing};
 use riscv_viommu::mock::tables::tc::{DTF, EN_ATS, EN_PRI, PRPR, V};
 use riscv_viommu::mock::{Event, tables::Directory};
 use riscv_viommu::{
-    Attachment, Config, DeviceId, DevicePolicy, Gpa, InterruptKinds, Iova, MemoryFault, PageRequest,
+    Ats, Attachment, Config, DeviceId, DevicePolicy, Gpa, InterruptKinds, Iova, MemoryFault, PageRequest,
     PageRequestPayload, PageResponse, Post, Prgi, ProcessId, ResponseCode, TranslateError,
 };
 
@@ -88,7 +88,7 @@ impl Guest {
 
     fn of(config: Config, log2: u8, fctl: u64, tc: u64) -> Self {
         let mut rig = Rig::start(config, InterruptKinds::Both);
-        let policy = DevicePolicy::default().with_ats(true);
+        let policy = DevicePolicy::default().with_ats(Ats::PageRequests);
         let device = rig.iommu.attach_emulated(id(ID), policy).expect("there is room");
         rig.write(FCTL, fctl);
         let order = if fctl & 1 == 0 { rig.memory.clone() } else { rig.memory.big_endian() };
@@ -651,7 +651,7 @@ fn only_an_attached_device_that_was_granted_it_may_ask() {
     assert_eq!(ask(&mut guest.rig, ungranted), Err(TranslateError::Unsupported), "T23");
     let _ = guest.rig.iommu.detach(old.device());
     assert_eq!(ask(&mut guest.rig, old), Err(TranslateError::NotAttached), "T34");
-    let policy = DevicePolicy::default().with_ats(true);
+    let policy = DevicePolicy::default().with_ats(Ats::PageRequests);
     let new = guest.rig.iommu.attach_emulated(old.device(), policy).expect("it is free");
     assert_eq!(ask(&mut guest.rig, old), Err(TranslateError::NotAttached), "T34");
     assert_eq!(guest.rig.iommu.stats().stale_events, 2);

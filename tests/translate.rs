@@ -13,8 +13,8 @@ use riscv_viommu::mock::guest::{Iofence, inval_ddt};
 use riscv_viommu::mock::tables::tc::{DTF, EN_ATS, PDTV, SADE, SXL, T2GPA};
 use riscv_viommu::mock::tables::{Directory, PageTable, ProcessDirectory, bare, pte};
 use riscv_viommu::{
-    AtsCompletion, AtsRequest, Attachment, Capabilities, DeviceId, DevicePolicy, FirstStageMode, Gpa, Gscid, Gxl, Iova,
-    Pbmt, ProcessId, Request, SecondStageMode, Target, TransactionType, TranslateError, Width,
+    Ats, AtsCompletion, AtsRequest, Attachment, Capabilities, DeviceId, DevicePolicy, FirstStageMode, Gpa, Gscid, Gxl,
+    Iova, Pbmt, ProcessId, Request, SecondStageMode, Target, TransactionType, TranslateError, Width,
 };
 
 const IOVA: u64 = 0x20_0040_3000;
@@ -142,7 +142,9 @@ fn a_device_id_wider_than_the_directory_is_refused_unread() {
         directory.set(DeviceId::truncate(0), &[V | DTF]);
         set_ddtp(&mut rig, directory.ddtp());
         let attach = |rig: &mut DmaRig, id| {
-            rig.iommu.attach_emulated(DeviceId::truncate(id), DevicePolicy::default().with_ats(true)).expect("it fits")
+            rig.iommu
+                .attach_emulated(DeviceId::truncate(id), DevicePolicy::default().with_ats(Ats::PageRequests))
+                .expect("it fits")
         };
         let device = attach(&mut rig, widest);
         let found = rig.address(Request::read(device, Iova::new(IOVA)));

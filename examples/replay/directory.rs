@@ -32,7 +32,7 @@ impl Mapping {
     pub(crate) fn of(context: &Context) -> Self {
         match context {
             Context::Blocked => Self::Blocked,
-            Context::SecondStageOnly { process_ids } => Self::SecondStageOnly { process_ids: *process_ids },
+            Context::SecondStageOnly { process_ids, .. } => Self::SecondStageOnly { process_ids: *process_ids },
             Context::FirstStage(stage) => Self::FirstStage {
                 mode: match stage.mode {
                     FirstStageMode::Sv39 => 8,

@@ -2,8 +2,9 @@
 
 use bitfield_struct::bitfield;
 
-use crate::cmdq::command::{InvalidationPayload, ResponseCode, ResponsePayload};
-use crate::id::{Itag, Prgi, ProcessId};
+use crate::backend::PageResponse;
+use crate::cmdq::command::{InvalidationPayload, ResponsePayload};
+use crate::id::{Itag, ProcessId};
 
 /// A message to an emulated device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,19 +65,6 @@ impl InvalidationCompletion {
     }
 }
 
-/// A Page Request Group Response: of the guest, or of the IOMMU itself where the guest gets no record of the request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[must_use = "the device waits for it"]
-#[non_exhaustive]
-pub struct PageResponse {
-    /// PASID, if the response has one.
-    pub process: Option<ProcessId>,
-    /// The group that is answered. A guest may name one that was never requested: the device ignores it.
-    pub group: Prgi,
-    /// What is answered.
-    pub code: ResponseCode,
-}
-
 impl PageResponse {
     /// The payload of the message.
     #[must_use]
@@ -88,6 +76,8 @@ impl PageResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::ResponseCode;
+    use crate::id::Prgi;
 
     #[test]
     fn a_completion_is_laid_out_as_specified() {

@@ -95,6 +95,16 @@ pub trait GuestMemory {
         let _ = what;
     }
 
+    /// Whether the host is to say when the guest stores to a page of its memory
+    /// ([`guest_wrote`](crate::VIommu::guest_wrote)): the page of an entry of the guest's directory that was not valid
+    /// when an attached device was looked up. Every `true` is followed by one `false`, and one page is watched once at a
+    /// time.
+    ///
+    /// It saves time only: a host that does not implement it, or sees some stores alone, breaks nothing.
+    fn watch(&mut self, page: Gpa, on: bool) {
+        let _ = (page, on);
+    }
+
     /// Stores `value` at `offset` of a page that shows the guest the registers, so that its loads need not trap.
     ///
     /// Called only with [`Config::with_mirror`](crate::Config::with_mirror). The page is a dedicated zeroed one,

@@ -1,7 +1,9 @@
 //! The orders a [`PhysicalIommu`](super::PhysicalIommu) is given, and its answers.
 
 use crate::addr::{Iova, Ppn};
-use crate::id::{FirstStageMode, Pscid};
+use crate::id::{FirstStageMode, ProcessDirectoryMode, ProcessId, Pscid};
+
+use super::Ats;
 
 /// How the hardware is to treat a device's requests. Host-owned fields (GSCID, `iohgatp`, MSI table, QoS, `GADE`,
 /// `DTF`, custom bits) are not in it: the host puts its own in.
@@ -21,14 +23,44 @@ pub enum Context {
     /// Its faults are those of the context lookup (257 to 260) or of a second stage (20, 21, 23);
     /// [`report_fault`](crate::VIommu::report_fault) turns them into what the guest's own IOMMU would say.
     Blocked,
+    /// As [`Blocked`](Self::Blocked), for a device that may still hold translations in a cache of its own: `EN_ATS` and
+    /// `T2GPA` are 1, so that they lead nowhere and the device can complete
+    /// [`ats_invalidate`](super::PhysicalIommu::ats_invalidate), which with `EN_ATS` = 0 it can not (rule SWG-21). Only
+    /// for devices whose IOMMU has `T2GPA`, and followed by `Blocked`.
+    Quiesced,
     /// The host's second stage alone translates.
     SecondStageOnly {
         /// Requests that carry a `process_id` are translated too (`PDTV = 1`, `pdtp` Bare); else they are disallowed
         /// (`PDTV = 0`, `iosatp` Bare).
         process_ids: bool,
+        /// What the device may do besides.
+        ats: Ats,
     },
     /// The guest's first stage, nested under the host's second stage (`PDTV = 0`).
     FirstStage(FirstStage),
+    /// The guest's process directory, whose contexts hardware reads, nested under the host's second stage
+    /// (`PDTV = 1`).
+    Processes(Processes),
+}
+
+impl Context {
+    /// What the device may do besides untranslated requests: `EN_ATS` and `EN_PRI`.
+    #[must_use]
+    pub const fn ats(&self) -> Ats {
+        match self {
+            Self::Blocked => Ats::Off,
+            Self::Quiesced => Ats::Translations,
+            Self::SecondStageOnly { ats, .. } => *ats,
+            Self::FirstStage(stage) => stage.ats,
+            Self::Processes(processes) => processes.ats,
+        }
+    }
+
+    /// Whether accesses of the device get anywhere.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        !matches!(self, Self::Blocked | Self::Quiesced)
+    }
 }
 
 /// A guest's first stage: the fields of a device context that may come from the guest.
@@ -45,13 +77,44 @@ pub struct FirstStage {
     pub sade: bool,
     /// `tc.SBE`: the guest's tables are big-endian.
     pub sbe: bool,
+    /// What the device may do besides.
+    pub ats: Ats,
 }
 
 impl FirstStage {
-    /// A little-endian first stage whose A and D bits hardware leaves alone.
+    /// A little-endian first stage whose A and D bits hardware leaves alone, without ATS.
     #[must_use]
     pub const fn new(mode: FirstStageMode, root: Ppn, pscid: Pscid) -> Self {
-        Self { mode, root, pscid, sade: false, sbe: false }
+        Self { mode, root, pscid, sade: false, sbe: false, ats: Ats::Off }
+    }
+}
+
+/// A guest's process directory: the fields of a device context with `PDTV` = 1 that may come from the guest. Its entries
+/// and the process contexts are checked by hardware, which reads them in the guest's memory (rule MRG-15).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Processes {
+    /// `pdtp.MODE`.
+    pub mode: ProcessDirectoryMode,
+    /// `pdtp.PPN`, a guest-physical page: the second stage translates it.
+    pub root: Ppn,
+    /// `tc.DPE`: requests without a `process_id` are those of process 0; else they are translated by the second stage
+    /// alone.
+    pub dpe: bool,
+    /// `tc.SADE`: hardware updates A and D bits of the guest's tables.
+    pub sade: bool,
+    /// `tc.SBE`: the guest's directory and tables are big-endian.
+    pub sbe: bool,
+    /// What the device may do besides.
+    pub ats: Ats,
+}
+
+impl Processes {
+    /// A little-endian directory without a default process, whose tables' A and D bits hardware leaves alone, without
+    /// ATS.
+    #[must_use]
+    pub const fn new(mode: ProcessDirectoryMode, root: Ppn) -> Self {
+        Self { mode, root, dpe: false, sade: false, sbe: false, ats: Ats::Off }
     }
 }
 
@@ -74,6 +137,8 @@ pub enum Applied {
 pub enum Invalidation<D> {
     /// All of one device: `IODIR.INVAL_DDT` for it, `IOTINVAL.VMA` and `IOTINVAL.GVMA` for the whole GSCID.
     Device(D),
+    /// The context of one process of a device: `IODIR.INVAL_PDT`. No translations.
+    Process(D, ProcessId),
     /// First-stage translations of a range of pages.
     Pages(Pages),
     /// First-stage translations of one PSCID, except global ones: `IOTINVAL.VMA` with PSCV = 1, AV = 0.
@@ -194,6 +259,8 @@ impl FenceScope {
 pub enum Completion {
     /// Everything before the fence is complete.
     Done,
+    /// As `Done`, but a device did not answer an ATS invalidation in time.
+    AtsTimeout,
     /// [`fence_done`](crate::VIommu::fence_done) will be called; for [`GuestMemory::drain`](super::GuestMemory::drain)
     /// [`drained`](crate::VIommu::drained).
     Pending,
@@ -205,8 +272,8 @@ pub enum Completion {
 pub enum FenceOutcome {
     /// Everything before the fence is complete.
     Complete,
-    /// As `Complete`, but a device did not answer an ATS invalidation in time. The crate orders none of a passthrough
-    /// device; the guest's next fence reports it as a timeout (`cmd_to`).
+    /// As `Complete`, but a device did not answer an ATS invalidation in time: the guest's next fence reports a
+    /// timeout (`cmd_to`).
     AtsTimeout,
     /// It can not be told whether the orders before the fence are complete; as
     /// [`OrderError::Fatal`](crate::OrderError::Fatal).

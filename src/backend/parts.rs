@@ -8,8 +8,8 @@ use crate::id::{DeviceId, SecondStageMode};
 use crate::regs::{Capabilities, Width};
 
 use super::{
-    Applied, Completion, Context, Epoch, FenceScope, GuestMemory, HostCapabilities, InterruptKinds, Interrupts,
-    Invalidation, PhysicalIommu, Post, Ticket,
+    Applied, AtsInvalidation, Completion, Context, Epoch, FenceScope, GuestMemory, HostCapabilities, InterruptKinds,
+    Interrupts, Invalidation, PageResponse, PhysicalIommu, Post, Ticket,
 };
 
 /// A [`Backend`](super::Backend) made of three values.
@@ -57,6 +57,10 @@ impl<M: GuestMemory, I, P> GuestMemory for Parts<M, I, P> {
         self.memory.unmapped(what);
     }
 
+    fn watch(&mut self, page: Gpa, on: bool) {
+        self.memory.watch(page, on);
+    }
+
     fn publish(&mut self, offset: u16, value: u32) {
         self.memory.publish(offset, value);
     }
@@ -93,6 +97,14 @@ impl<M, I, P: PhysicalIommu> PhysicalIommu for Parts<M, I, P> {
 
     fn fence(&mut self, upto: Ticket, scope: FenceScope) -> Result<Completion, OrderError> {
         self.physical.fence(upto, scope)
+    }
+
+    fn ats_invalidate(&mut self, device: Self::Device, what: &AtsInvalidation) -> Result<(), OrderError> {
+        self.physical.ats_invalidate(device, what)
+    }
+
+    fn page_response(&mut self, device: Self::Device, response: &PageResponse) -> Result<(), OrderError> {
+        self.physical.page_response(device, response)
     }
 
     fn release(&mut self, device: Self::Device) {

@@ -3,7 +3,7 @@
 mod ats;
 mod bits;
 
-pub use ats::{AtsInval, AtsPrgr, Destination, InvalidationPayload, ResponseCode, ResponsePayload};
+pub use ats::{AtsInval, AtsPrgr, Destination, InvalidationPayload, ResponsePayload};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

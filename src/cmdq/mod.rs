@@ -5,14 +5,14 @@ mod counts;
 
 pub use command::{
     AtsInval, AtsPrgr, Command, Destination, InvalidationPayload, IofenceC, Iotinval, Legality, PageRange, RawCommand,
-    ResponseCode, ResponsePayload,
+    ResponsePayload,
 };
 pub use counts::CommandCounts;
 
 use zerocopy::FromZeros;
 
 use crate::ats::{Full, Itags};
-use crate::backend::{Backend, FenceScope, Invalidation, Pages, Post};
+use crate::backend::{Ats, Backend, FenceScope, Invalidation, Pages, Post};
 use crate::drain::Drains;
 use crate::emulated::Emulated;
 use crate::error::MemoryFault;
@@ -268,7 +268,7 @@ fn message<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: us
     env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
 ) -> Result<(), Full> {
     let to = |destination: Destination| {
-        env.emulated.named(destination.device()).filter(|device| device.ats).map(|device| device.attachment)
+        env.emulated.named(destination.device()).filter(|device| device.ats != Ats::Off).map(|device| device.attachment)
     };
     match command {
         Command::AtsInval(operands) => {

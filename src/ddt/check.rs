@@ -2,7 +2,7 @@
 
 use crate::addr::Ppn;
 use crate::fault::{Cause, Fault};
-use crate::id::{FirstStageMode, Gscid, Pscid, SecondStageMode};
+use crate::id::{FirstStageMode, Gscid, ProcessDirectoryMode, Pscid, SecondStageMode};
 use crate::regs::Capabilities;
 
 use super::entry::{BaseContext, ExtendedContext, Fsc, Iohgatp, MsiPageBits, Ta, Tc};
@@ -41,21 +41,9 @@ pub(crate) struct Iosatp {
 /// A process directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pdtp {
-    /// Number of levels: 1 for PD8, 2 for PD17, 3 for PD20.
-    pub(crate) levels: u8,
+    pub(crate) mode: ProcessDirectoryMode,
     /// Root page, which the second stage translates.
     pub(crate) root: Ppn,
-}
-
-impl Pdtp {
-    /// Bits of `process_id` a directory of so many levels takes (rule PDT-02).
-    pub(crate) const fn width(self) -> u32 {
-        match self.levels {
-            1 => 8,
-            2 => 17,
-            _ => 20,
-        }
-    }
 }
 
 /// A second-stage table of the guest's own.
@@ -250,11 +238,11 @@ fn first_stage(context: &BaseContext) -> FirstStageContext {
     if !tc.pdtv() {
         return FirstStageContext::Iosatp(iosatp(fsc, tc, ta.pscid()));
     }
-    let pdtp = |levels| Some(Pdtp { levels, root: fsc.ppn() });
+    let pdtp = |mode| Some(Pdtp { mode, root: fsc.ppn() });
     FirstStageContext::Pdtp(match fsc.mode() {
-        PD8 => pdtp(1),
-        PD17 => pdtp(2),
-        PD20 => pdtp(3),
+        PD8 => pdtp(ProcessDirectoryMode::Pd8),
+        PD17 => pdtp(ProcessDirectoryMode::Pd17),
+        PD20 => pdtp(ProcessDirectoryMode::Pd20),
         _ => None,
     })
 }

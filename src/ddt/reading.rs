@@ -87,7 +87,7 @@ impl FirstStageContext {
         match self {
             Self::Iosatp(_) => false,
             Self::Pdtp(None) => true,
-            Self::Pdtp(Some(pdtp)) => process.fits(pdtp.width()),
+            Self::Pdtp(Some(pdtp)) => process.fits(pdtp.mode.width()),
         }
     }
 }

@@ -8,7 +8,7 @@
 mod ats;
 mod records;
 
-pub use ats::Ats;
+pub use ats::AtsCommand;
 pub use records::{FaultRing, PageRequestRing, RecordRing};
 
 use crate::addr::{Gpa, Iova};

@@ -166,8 +166,10 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
                         slot.step = Step::Fenced(ticket);
                     }
                 }
-                if completion == Completion::Done {
-                    self.complete(ticket);
+                match completion {
+                    Completion::Done => self.complete(ticket),
+                    Completion::AtsTimeout => self.fence_done(ticket, FenceOutcome::AtsTimeout, physical),
+                    Completion::Pending => {}
                 }
                 Ok(ticket)
             }

@@ -4,9 +4,7 @@ pub mod record;
 
 pub use record::{PageRequest, PageRequestHead, PageRequestPayload, PageRequestRecord};
 
-use crate::ats::message::PageResponse;
-use crate::backend::GuestMemory;
-use crate::cmdq::command::ResponseCode;
+use crate::backend::{GuestMemory, PageResponse, ResponseCode};
 use crate::ddt::Reading;
 use crate::error::MemoryFault;
 use crate::fault::{Cause, Fault, TransactionType};

@@ -56,7 +56,7 @@ impl ProcessDirectory {
     ) -> Result<Process, Fault> {
         // 1. a is the root page, i counts the levels down.
         let mut table = self.pdtp.root;
-        for level in (1..self.pdtp.levels).rev() {
+        for level in (1..self.pdtp.mode.levels()).rev() {
             // 2-5. Translate the entry's address and load it.
             let pdte: PdtEntry = self.load(walker, table, index(process, level), access, loads)?;
             // 6. Not valid: nothing else in it may be looked at.

@@ -5,7 +5,7 @@ use core::iter::FusedIterator;
 use super::VIommu;
 use crate::addr::{Iova, Ppn, low_bits};
 use crate::attachment::Attachment;
-use crate::backend::{Backend, Epoch};
+use crate::backend::{Ats, Backend, Epoch};
 use crate::emulated::Device;
 use crate::error::TranslateError;
 use crate::fault::{Access, Cause, Fault, TransactionType};
@@ -37,7 +37,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         let granted = self.attached(request.device)?;
         let Request { device, access, iova, length, process, privileged, data } = *request;
         // Addresses from ATS are only a device's that takes part in it; other types are no accesses.
-        let is_access = access.is_untranslated() || (access.is_translated() && granted.ats);
+        let is_access = access.is_untranslated() || (access.is_translated() && granted.ats != Ats::Off);
         if !is_access {
             return Err(TranslateError::Unsupported);
         }
@@ -96,7 +96,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     /// [`TranslateError`], if there is nothing to answer.
     pub fn ats_translate(&mut self, request: &AtsRequest) -> Result<AtsCompletion, TranslateError> {
         // Where the guest was not offered ATS its contexts do not enable it, and that is the fault.
-        if !self.attached(request.device)?.ats {
+        if self.attached(request.device)?.ats == Ats::Off {
             return Err(TranslateError::Unsupported);
         }
         let AtsRequest { device, iova, process, privileged, .. } = *request;
@@ -162,9 +162,9 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         })
     }
 
-    /// The same, if it takes part in ATS and the guest was offered that.
-    pub(super) fn attached_with_ats(&mut self, attachment: Attachment) -> Result<(), TranslateError> {
-        let granted = self.attached(attachment)?.ats && self.registers.capabilities().ats();
+    /// The same, if it takes part in ATS that far and the guest was offered that.
+    pub(super) fn attached_with(&mut self, attachment: Attachment, ats: Ats) -> Result<(), TranslateError> {
+        let granted = self.attached(attachment)?.ats >= ats && self.registers.capabilities().ats();
         if granted { Ok(()) } else { Err(TranslateError::Unsupported) }
     }
 

@@ -2,9 +2,9 @@
 
 use super::{DevicePolicy, VIommu};
 use crate::addr::Iova;
-use crate::ats::{DeviceMessage, InvalidationCompletion, PageResponse};
+use crate::ats::{DeviceMessage, InvalidationCompletion};
 use crate::attachment::Attachment;
-use crate::backend::Backend;
+use crate::backend::{Ats, Backend, PageResponse};
 use crate::error::{AttachError, TranslateError};
 use crate::fault::TransactionType;
 use crate::faultq::Origin;
@@ -22,7 +22,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     /// # Errors
     /// [`AttachError`]; the device is then not attached.
     pub fn attach_emulated(&mut self, id: DeviceId, policy: DevicePolicy) -> Result<Attachment, AttachError> {
-        let DevicePolicy { ats } = policy;
+        let DevicePolicy { ats, trusted_translations: _, response_failure: _ } = policy;
         let Some(config) = self.config else {
             return Err(AttachError::NotStarted);
         };
@@ -110,7 +110,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         attachment: Attachment,
         request: &PageRequest,
     ) -> Result<Option<PageResponse>, TranslateError> {
-        self.attached_with_ats(attachment)?;
+        self.attached_with(attachment, Ats::PageRequests)?;
         let id = attachment.device();
         let received = pageq::receive(id, request, &mut self.registers, &mut self.signals, &mut self.backend);
         let PageRequest { process, privileged, .. } = *request;

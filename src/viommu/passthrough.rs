@@ -19,7 +19,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     /// [`AttachError`]; the device is then not attached. With [`AttachError::Capability`] it was adopted and is
     /// blocked, invalidated, fenced and released like a device that is detached: [`run`](Self::run) finishes that.
     pub fn attach(&mut self, id: DeviceId, device: B::Device, policy: DevicePolicy) -> Result<Attached, AttachError> {
-        let DevicePolicy { ats: _ } = policy;
+        let DevicePolicy { ats: _, trusted_translations: _, response_failure: _ } = policy;
         match self.config {
             None => return Err(AttachError::NotStarted),
             Some(config) if !config.is_nested() => return Err(AttachError::NotNested),

@@ -6,8 +6,8 @@ use riscv_viommu::mock::guest::{CommandRing, FaultRing, register};
 use riscv_viommu::mock::tables::Directory;
 use riscv_viommu::mock::{Memory, Wires};
 use riscv_viommu::{
-    Attachment, Capabilities, Config, DeviceId, DevicePolicy, Gpa, InterruptKinds, Iova, NoPhysical, Parts, Progress,
-    Request, Target, TranslateError, Translation, VIommu, Width,
+    Ats, Attachment, Capabilities, Config, DeviceId, DevicePolicy, Gpa, InterruptKinds, Iova, NoPhysical, Parts,
+    Progress, Request, Target, TranslateError, Translation, VIommu, Width,
 };
 
 /// The guest's id of the device.
@@ -94,7 +94,7 @@ impl<const CACHE: usize> DmaRig<CACHE> {
         let directory = Directory::new(&memory, 3, capabilities.msi_flat());
         let commands = CommandRing::new(&memory, 8, COMMANDS);
         let faults = FaultRing::new(&memory, 8, FAULTS);
-        let policy = DevicePolicy::default().with_ats(capabilities.ats());
+        let policy = DevicePolicy::default().with_ats(if capabilities.ats() { Ats::PageRequests } else { Ats::Off });
         let device = iommu.attach_emulated(DeviceId::truncate(DEVICE), policy).expect("there is room");
         let mut rig = Self { iommu, memory, directory, commands, faults, device };
         rig.switch_on();

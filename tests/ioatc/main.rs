@@ -26,8 +26,8 @@ use riscv_viommu::mock::Memory;
 use riscv_viommu::mock::guest::{Iotinval, register};
 use riscv_viommu::mock::tables::{Directory, PageTable, pte};
 use riscv_viommu::{
-    AtsCompletion, AtsRequest, Attachment, Cause, Config, DeviceId, DevicePolicy, FirstStageMode, Gscid, Iova, Pscid,
-    Request, SecondStageMode, Target, TranslateError, Translation,
+    Ats, AtsCompletion, AtsRequest, Attachment, Cause, Config, DeviceId, DevicePolicy, FirstStageMode, Gscid, Iova,
+    Pscid, Request, SecondStageMode, Target, TranslateError, Translation,
 };
 
 /// Entries of each kind, where there is a memory; enough for every test but those that want it to be small.
@@ -46,7 +46,9 @@ trait Side {
 
 impl<const CACHE: usize> Side for DmaRig<CACHE> {
     fn attach(&mut self, device: u32) -> Attachment {
-        self.iommu.attach_emulated(DeviceId::truncate(device), DevicePolicy::default().with_ats(true)).unwrap()
+        self.iommu
+            .attach_emulated(DeviceId::truncate(device), DevicePolicy::default().with_ats(Ats::PageRequests))
+            .unwrap()
     }
 
     fn run(&mut self, commands: &[[u64; 2]]) {

@@ -4,7 +4,7 @@ use riscv_viommu::mock::Wires;
 use riscv_viommu::mock::guest::register;
 use riscv_viommu::mock::tables::pte;
 use riscv_viommu::{
-    AtsCompletion, AtsRequest, Attachment, Capabilities, Cause, Config, DeviceId, DevicePolicy, GuestMemory,
+    Ats, AtsCompletion, AtsRequest, Attachment, Capabilities, Cause, Config, DeviceId, DevicePolicy, GuestMemory,
     InterruptKinds, Iova, NoPhysical, Parts, Pbmt, Permissions, ProcessId, QosIds, Request, Target, TranslateError,
     VIommu, Width,
 };
@@ -73,7 +73,7 @@ impl<M: GuestMemory, const CACHE: usize> Iommu<M, CACHE> {
         let offer = Capabilities::from_bits(u64::MAX).with_pas(56).with_end(false);
         let config = Config::emulated().with_capabilities(offer).with_ats(true).with_synchronous_dma(true);
         assert_eq!(inner.start(&config.with_budget(1000)), Ok(()));
-        let policy = DevicePolicy::default().with_ats(true);
+        let policy = DevicePolicy::default().with_ats(Ats::PageRequests);
         let attach = |&(id, _): &(u32, Context)| inner.attach_emulated(DeviceId::truncate(id), policy).unwrap();
         let devices = guest.devices.iter().map(attach).collect();
         let mut all = Self { inner, devices, tail: 0 };

@@ -253,8 +253,8 @@ impl<const DEVICES: usize, const BATCH: usize> Rig<DEVICES, BATCH> {
     fn context_text(&self, context: &Context) -> String {
         match context {
             Context::Blocked => "Blocked".into(),
-            Context::SecondStageOnly { process_ids: true } => "Bare+pid".into(),
-            Context::SecondStageOnly { process_ids: false } => "Bare".into(),
+            Context::SecondStageOnly { process_ids: true, .. } => "Bare+pid".into(),
+            Context::SecondStageOnly { process_ids: false, .. } => "Bare".into(),
             Context::FirstStage(stage) => {
                 let root = stage.root.base();
                 let table = [("A", &self.a), ("B", &self.b)].into_iter().find(|(_, table)| table.root() == root);

@@ -3,7 +3,7 @@
 use riscv_viommu::mock::guest::{Iotinval, inval_ddt, register as reg};
 use riscv_viommu::mock::tables::bare;
 use riscv_viommu::mock::{Access, Order, PageResponse, Strategy, Traffic};
-use riscv_viommu::{Applied, Cause, Health, HostFault, MemoryFault, OrderError, TransactionType};
+use riscv_viommu::{Applied, Ats, Cause, Health, HostFault, MemoryFault, OrderError, TransactionType};
 
 use super::*;
 
@@ -154,7 +154,7 @@ fn t13_contexts_written_before_ddtp_are_found() {
     // The directory, then the device.
     vm.directory.set(OTHER, &bare());
     vm.attach(OTHER, NIC);
-    assert_eq!(vm.physical.context(NIC), Some(Context::SecondStageOnly { process_ids: false }));
+    assert_eq!(vm.physical.context(NIC), Some(Context::SecondStageOnly { process_ids: false, ats: Ats::Off }));
 }
 
 #[test]

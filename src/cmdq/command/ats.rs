@@ -151,7 +151,7 @@ pub struct ResponsePayload {
     pub prgi: Prgi,
     #[bits(3, access = RO)]
     rsvd1: u8,
-    /// The 4-bit response code as it stands; [`ResponseCode::decode`] gives it a meaning.
+    /// The 4-bit response code as it stands; [`ResponseCode::decode`](crate::ResponseCode::decode) gives it a meaning.
     #[bits(4)]
     pub code: u8,
     #[bits(16, access = RO)]
@@ -162,39 +162,5 @@ impl ResponsePayload {
     /// Without the bits that mean nothing (rule CMD-16).
     const fn kept(self) -> Self {
         Self::new().with_prgi(self.prgi()).with_code(self.code())
-    }
-}
-
-/// What a Page Request Group Response says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ResponseCode {
-    /// The pages were dealt with: the function asks for translations again.
-    Success,
-    /// The function may not have one of the pages.
-    InvalidRequest,
-    /// The function stops making page requests until they are enabled again.
-    ResponseFailure,
-}
-
-impl ResponseCode {
-    /// The meaning of the 4-bit field; a function takes codes that are not defined for a failure.
-    #[must_use]
-    pub const fn decode(bits: u8) -> Self {
-        match bits {
-            0 => Self::Success,
-            1 => Self::InvalidRequest,
-            _ => Self::ResponseFailure,
-        }
-    }
-
-    /// The 4-bit code.
-    #[must_use]
-    pub const fn encoding(self) -> u8 {
-        match self {
-            Self::Success => 0,
-            Self::InvalidRequest => 1,
-            Self::ResponseFailure => 0xf,
-        }
     }
 }

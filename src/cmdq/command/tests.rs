@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 use std::vec::Vec;
 
+use crate::backend::ResponseCode;
+
 use super::*;
 use crate::id::Prgi;
 

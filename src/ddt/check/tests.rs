@@ -295,16 +295,16 @@ fn a_good_context_says_what_its_first_stage_is() {
     let root = 0x1234_5678;
     let page = Ppn::truncate(root);
     let iosatp = |mode| FirstStageContext::Iosatp(Some(Iosatp { mode, root: page, pscid: Pscid::truncate(0xa_bcde) }));
-    let pdtp = |levels| FirstStageContext::Pdtp(Some(Pdtp { levels, root: page }));
+    let pdtp = |mode| FirstStageContext::Pdtp(Some(Pdtp { mode, root: page }));
     let cases = [
         (V, 0, FirstStageContext::Iosatp(None)),
         (V, 8 << 60 | root, iosatp(FirstStageMode::Sv39)),
         (V, 9 << 60 | root, iosatp(FirstStageMode::Sv48)),
         (V, 10 << 60 | root, iosatp(FirstStageMode::Sv57)),
         (V | PDTV, root, FirstStageContext::Pdtp(None)),
-        (V | PDTV, 1 << 60 | root, pdtp(1)),
-        (V | PDTV, 2 << 60 | root, pdtp(2)),
-        (V | PDTV, 3 << 60 | root, pdtp(3)),
+        (V | PDTV, 1 << 60 | root, pdtp(ProcessDirectoryMode::Pd8)),
+        (V | PDTV, 2 << 60 | root, pdtp(ProcessDirectoryMode::Pd17)),
+        (V | PDTV, 3 << 60 | root, pdtp(ProcessDirectoryMode::Pd20)),
     ];
     for (tc, fsc, first_stage) in cases {
         let checked = judge(&[tc | SADE, SV39X4 | 4, 0xabcd_e000, fsc], ALL).unwrap();

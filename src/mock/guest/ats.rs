@@ -5,7 +5,7 @@ use crate::id::ProcessId;
 /// Operands of the ATS commands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Ats {
+pub struct AtsCommand {
     /// RID.
     pub rid: u16,
     /// DSV and DSEG.
@@ -14,7 +14,7 @@ pub struct Ats {
     pub process: Option<ProcessId>,
 }
 
-impl Ats {
+impl AtsCommand {
     /// To this function.
     #[must_use]
     pub const fn to(rid: u16) -> Self {
@@ -59,8 +59,8 @@ mod tests {
 
     #[test]
     fn ats_commands_are_the_figures_of_the_specification() {
-        let to = Ats::to(0xbeef).segment(0x5a).process(ProcessId::new(0xf_ffff).unwrap());
+        let to = AtsCommand::to(0xbeef).segment(0x5a).process(ProcessId::new(0xf_ffff).unwrap());
         assert_eq!(to.inval(0x1234_5801), [0x5abe_ef03_ffff_f004, 0x1234_5801]);
-        assert_eq!(Ats::to(1).prgr(0x1ff, 0xf), [0x0000_0100_0000_0084, 0xf1ff << 32]);
+        assert_eq!(AtsCommand::to(1).prgr(0x1ff, 0xf), [0x0000_0100_0000_0084, 0xf1ff << 32]);
     }
 }

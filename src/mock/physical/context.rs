@@ -1,7 +1,7 @@
 //! The physical device context as hardware reads it, from the figures of the specification.
 
 use crate::addr::Ppn;
-use crate::backend::{Context, FirstStage};
+use crate::backend::{Ats, Context, FirstStage};
 use crate::fault::Cause;
 use crate::id::{FirstStageMode, Pscid};
 
@@ -52,13 +52,14 @@ pub(super) fn decode(dwords: &Dwords) -> Result<Meaning, Cause> {
     };
     let context = match mode {
         _ if iohgatp == EMPTY => Context::Blocked,
-        None => Context::SecondStageOnly { process_ids },
+        None => Context::SecondStageOnly { process_ids, ats: Ats::Off },
         Some(mode) => Context::FirstStage(FirstStage {
             mode,
             root: Ppn::truncate(fsc),
             pscid: Pscid::truncate(field(ta, 12)),
             sade: tc & TC_SADE != 0,
             sbe: tc & TC_SBE != 0,
+            ats: Ats::Off,
         }),
     };
     Ok(Meaning { gscid: field(iohgatp, 44) & 0xffff, context })
@@ -87,6 +88,7 @@ mod tests {
             pscid: Pscid::new(0xfffff).unwrap(),
             sade: true,
             sbe: true,
+            ats: Ats::Off,
         };
         let dwords = [0x501, 0x8000_7000_0010_001c, 0xffff_f000, 0x9000_0000_0001_2345, 0, 0, 0, 0];
         assert_eq!(decode(&dwords), Ok(Meaning { gscid: 7, context: Context::FirstStage(first_stage) }));

@@ -201,7 +201,7 @@ impl Contract {
 
     fn well_formed(&mut self, order: &Invalidation<PhysicalDevice>) {
         match order {
-            Invalidation::Device(device) => {
+            Invalidation::Device(device) | Invalidation::Process(device, _) => {
                 let state = self.books(*device, "invalidation").state;
                 assert!(
                     !matches!(state, State::Adopted | State::Failed) || self.failed,

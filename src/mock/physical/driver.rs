@@ -71,12 +71,16 @@ fn encode(context: &Context, gscid: Gscid) -> Dwords {
     let root = Ppn::truncate(0x10_0000 | u64::from(gscid.get()) << 2);
     let second_stage = Iohgatp::new().with_mode(8).with_gscid(gscid).with_ppn(root);
     match *context {
-        Context::Blocked => return context::BLOCKED,
-        Context::SecondStageOnly { process_ids } => tc.set_pdtv(process_ids),
+        Context::Blocked | Context::Quiesced => return context::BLOCKED,
+        Context::SecondStageOnly { process_ids, .. } => tc.set_pdtv(process_ids),
         Context::FirstStage(stage) => {
             tc = tc.with_sade(stage.sade).with_sbe(stage.sbe);
             ta = ta.with_pscid(stage.pscid);
             fsc = fsc.with_mode(stage.mode.encoding()).with_ppn(stage.root);
+        }
+        Context::Processes(processes) => {
+            tc = tc.with_pdtv(true).with_dpe(processes.dpe).with_sade(processes.sade).with_sbe(processes.sbe);
+            fsc = fsc.with_mode(processes.mode.encoding()).with_ppn(processes.root);
         }
     }
     [tc.into_bits(), second_stage.into_bits(), ta.into_bits(), fsc.into_bits(), 0, 0, 0, 0]

@@ -82,6 +82,7 @@ impl Machine {
             _ => {}
         }
         let scope = match *order {
+            Invalidation::Process(..) => return,
             Invalidation::AddressSpace(pscid) => Scope { pscid: Some(pscid.get()), ..Scope::default() },
             Invalidation::Pages(pages) => Scope {
                 pscid: pages.pscid.map(Pscid::get),
@@ -127,7 +128,7 @@ impl Machine {
             return Access::Blocked;
         };
         match context {
-            Context::SecondStageOnly { process_ids } if process_ids || process.is_none() => {
+            Context::SecondStageOnly { process_ids, .. } if process_ids || process.is_none() => {
                 Access::Translated(Gpa::new(request.iova))
             }
             Context::FirstStage(stage) if process.is_none() => {

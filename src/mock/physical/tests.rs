@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::addr::{Gpa, Iova};
-use crate::backend::{FirstStage, Pages};
+use crate::backend::{Ats, FirstStage, Pages};
 use crate::fault::Cause;
 use crate::id::{FirstStageMode, ProcessId, Pscid, SecondStageMode};
 use crate::mock::Memory;
@@ -56,6 +56,7 @@ impl Vm {
             pscid: Pscid::new(pscid).unwrap(),
             sade: false,
             sbe: false,
+            ats: Ats::Off,
         })
     }
 
@@ -231,7 +232,7 @@ mod accesses {
             (true, Access::Translated(Gpa::new(IOVA.get()))),
             (false, Access::Faulted(Cause::TransactionTypeDisallowed)),
         ] {
-            vm.switch(DEVICE, Context::SecondStageOnly { process_ids });
+            vm.switch(DEVICE, Context::SecondStageOnly { process_ids, ats: Ats::Off });
             assert_eq!(vm.physical.hardware().dma(DEVICE, process, IOVA, false).access, access, "TR-09");
         }
         let faults = vm.physical.hardware().take_faults();
@@ -303,7 +304,7 @@ mod contract {
         vm.physical.hardware().set_capabilities_of(DEVICE, weak);
         vm.adopt(DEVICE);
         vm.physical.answer_next_set_context(Ok(Applied::Blocked));
-        let bare = Context::SecondStageOnly { process_ids: false };
+        let bare = Context::SecondStageOnly { process_ids: false, ats: Ats::Off };
         assert_eq!(vm.switch(DEVICE, bare), 2);
         assert_eq!(vm.physical.context(DEVICE), Some(bare));
         assert_eq!(vm.physical.context(OTHER), None);

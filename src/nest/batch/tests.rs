@@ -19,6 +19,7 @@ enum Fact {
     },
     /// The context of a device.
     Device(u8),
+    Process(u8, u32),
     SecondStage,
 }
 
@@ -59,6 +60,7 @@ fn facts(order: &Order) -> BTreeSet<Fact> {
     match order {
         Invalidation::Everything => everything(&DEVICES),
         Invalidation::Device(device) => everything(&[*device]),
+        Invalidation::Process(device, process) => BTreeSet::from([Fact::Process(*device, process.get())]),
         Invalidation::FirstStage => first_stage(&|_, _, _| true),
         Invalidation::AddressSpace(space) => first_stage(&|_, pscid, _| pscid == Some(space.get())),
         Invalidation::Pages(pages) => first_stage(&|page, pscid, leaf| {

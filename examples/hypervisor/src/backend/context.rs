@@ -51,7 +51,7 @@ impl Guest {
     fn of(context: &Context) -> Option<Self> {
         let valid = Tc::new().with_v(true);
         Some(match *context {
-            Context::SecondStageOnly { process_ids } => {
+            Context::SecondStageOnly { process_ids, .. } => {
                 Self { tc: valid.with_pdtv(process_ids), ta: Ta::new(), fsc: Fsc::new() }
             }
             Context::FirstStage(FirstStage { mode, root, pscid, sade, sbe, .. }) => Self {
