@@ -172,6 +172,71 @@ pub enum DetachError {
     NotAttached,
 }
 
+/// Why [`snapshot`](crate::VIommu::snapshot) wrote nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// [`start`](crate::VIommu::start) comes first.
+    #[error("the vIOMMU has not been started")]
+    NotStarted,
+    /// The image is larger than the buffer; [`SNAPSHOT_BYTES`](crate::VIommu::SNAPSHOT_BYTES) are always enough.
+    #[error("the image has {needed:} bytes, the buffer has not")]
+    TooSmall {
+        /// Bytes of the image.
+        needed: usize,
+    },
+}
+
+/// Why [`restore`](crate::VIommu::restore) took nothing of an image. Every attached device is then blocked until the
+/// next [`reset`](crate::VIommu::reset), or a restore that succeeds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// [`start`](crate::VIommu::start) comes first; no device is attached, and none was blocked.
+    #[error("the vIOMMU has not been started")]
+    NotStarted,
+    /// The bytes do not begin as an image does.
+    #[error("not an image of a vIOMMU")]
+    NotAnImage,
+    /// The image has another format.
+    #[error("an image of format {0:}, which is not known here")]
+    Version(u32),
+    /// The image is cut off, or something follows it.
+    #[error("the image has {stated:} bytes, {found:} were given")]
+    Length {
+        /// What the image says, or has to have at least.
+        stated: usize,
+        /// What was given.
+        found: usize,
+    },
+    /// The guest was promised something else than this vIOMMU was configured for; the text names it.
+    #[error("the image's guest was promised otherwise: {0:}")]
+    Promise(&'static str),
+    /// The guest was promised these bits of `capabilities`, which this vIOMMU does not offer or can not hide.
+    #[error("the image's guest was promised other capabilities: bits {0:#x}")]
+    Capabilities(u64),
+    /// A register that never holds this value, or not together with the others.
+    #[error("the register at offset {offset:} can not hold {value:#x}")]
+    Register {
+        /// Offset in the register page.
+        offset: u16,
+        /// The value in the image.
+        value: u64,
+    },
+    /// State that no register shows can not be as the image says; the text names it.
+    #[error("the image is not that of a vIOMMU: {0:}")]
+    State(&'static str),
+    /// The image holds more than this vIOMMU has room for; the text names the parameter that is too small.
+    #[error("there is no room for what the image holds: {0:} is too small")]
+    Capacity(&'static str),
+    /// Something is under way for this `device_id`, and no device that takes part in it is attached.
+    #[error("nothing is attached as {device_id:#x} that could go on with what is under way")]
+    NotAttached {
+        /// The guest's id of the device.
+        device_id: u32,
+    },
+}
+
 /// A command this IOMMU does not carry out: a reserved encoding, a reserved bit that is 1, or one it does not offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("illegal or unsupported command")]
@@ -185,6 +250,8 @@ impl core::error::Error for ConfigError {}
 impl core::error::Error for AttachError {}
 impl core::error::Error for TranslateError {}
 impl core::error::Error for DetachError {}
+impl core::error::Error for SnapshotError {}
+impl core::error::Error for RestoreError {}
 impl core::error::Error for IllegalCommand {}
 
 #[cfg(test)]

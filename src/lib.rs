@@ -115,7 +115,8 @@ pub use backend::{
 };
 pub use config::Config;
 pub use error::{
-    AttachError, ConfigError, DetachError, IdError, IllegalCommand, MemoryFault, OrderError, TranslateError,
+    AttachError, ConfigError, DetachError, IdError, IllegalCommand, MemoryFault, OrderError, RestoreError,
+    SnapshotError, TranslateError,
 };
 pub use fault::{Cause, TransactionType};
 pub use faultq::{FaultHead, FaultRecord, HostFault, Quirks};

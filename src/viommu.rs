@@ -2,6 +2,7 @@
 
 mod dma;
 mod emulated;
+mod migration;
 mod monitor;
 mod passthrough;
 
