@@ -5,8 +5,8 @@ mod nesting_rig;
 
 use nesting_rig::{BARE, FENCE, IOVA, OFF, PAGE_A, PAGE_B, Rig, device, id, pscid};
 use riscv_viommu::mock::guest::{Iotinval, inval_ddt};
-use riscv_viommu::mock::{Access, Hardware, PageResponse, Strategy, Traffic};
-use riscv_viommu::{Config, Context, DevicePolicy, Gpa, Iova, Progress};
+use riscv_viommu::mock::{Access, Hardware, Strategy, Traffic};
+use riscv_viommu::{Config, Context, DevicePolicy, Gpa, Iova, Progress, ResponseCode};
 
 /// Where a device can stand. Each is reached by what a guest or a host does, and fenced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +125,7 @@ fn harm(strategy: Strategy, pending: bool) -> [u64; 3] {
                         [before, access(place), Access::Blocked].contains(&during),
                         "{from:?} to {to:?}: {during:?}"
                     );
-                    assert_eq!(hardware.page_request(device(1, 0)), PageResponse::InvalidRequest, "UPD-06");
+                    assert_eq!(hardware.page_request(device(1, 0)), ResponseCode::InvalidRequest, "UPD-06");
                     let _ = hardware.take_faults();
                     let _ = rig.complete_these();
                 }

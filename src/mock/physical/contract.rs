@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::backend::{Applied, Completion, Context, Invalidation, Ticket};
+use crate::backend::{Applied, Ats, AtsInvalidation, Completion, Context, Invalidation, Ticket};
 use crate::error::OrderError;
 
 use super::PhysicalDevice;
@@ -28,6 +28,8 @@ pub(super) struct Contract {
 #[derive(Debug, Default)]
 struct Books {
     state: State,
+    /// What the last context allows.
+    ats: Ats,
     /// The order that last changed the context or dropped it from the caches.
     touched: u64,
     /// The context changed and has not been dropped from the caches since.
@@ -93,6 +95,7 @@ impl Contract {
             Ok(Applied::Switched) => State::Open,
             Ok(Applied::Blocked) => State::OnTheWay,
         };
+        books.ats = if answer.is_ok() { new.ats() } else { Ats::Off };
         books.touched = now;
         books.cached = true;
         if let Err(error) = answer {
@@ -174,6 +177,38 @@ impl Contract {
             self.fenced = covered;
             // The first fence to complete after Fatal is that of a reset.
             self.failed = false;
+        }
+    }
+
+    pub(super) fn ats_invalidate(
+        &mut self,
+        device: PhysicalDevice,
+        what: &AtsInvalidation,
+        answer: Result<(), OrderError>,
+    ) {
+        self.now = self.now.wrapping_add(1);
+        let failed = self.failed;
+        let books = self.books(device, "ats_invalidate");
+        assert!(!failed, "contract: ats_invalidate of {device:?} after Fatal and before a reset");
+        assert!(books.state != State::Failed, "contract: ats_invalidate of {device:?} after a failed set_context");
+        assert!(books.ats != Ats::Off, "contract: ats_invalidate of {device:?}, whose context has no ATS");
+        let pages = what.last.get().wrapping_sub(what.first.get()) >> 12;
+        let power = what.first <= what.last && pages & pages.wrapping_add(1) == 0;
+        assert!(
+            power && what.first.get() & (pages << 12 | 0xfff) == 0 && what.last.get() & 0xfff == 0,
+            "contract: {what:?} is no aligned power of two pages"
+        );
+        assert!(what.process.is_some() || !what.global, "contract: {what:?} is global without a PASID");
+        if let Err(error) = answer {
+            self.answered(error);
+        }
+    }
+
+    pub(super) fn page_response(&mut self, device: PhysicalDevice, answer: Result<(), OrderError>) {
+        self.now = self.now.wrapping_add(1);
+        self.books(device, "page_response");
+        if let Err(error) = answer {
+            self.answered(error);
         }
     }
 

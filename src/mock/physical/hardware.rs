@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::vec::Vec;
 
 use crate::addr::{Gpa, Iova};
-use crate::backend::{Context, HostCapabilities};
+use crate::backend::{Context, HostCapabilities, ResponseCode};
 use crate::fault::Cause;
 use crate::faultq::HostFault;
 use crate::id::{Gscid, ProcessId, SecondStageMode};
@@ -48,16 +48,6 @@ pub enum Access {
     Blocked,
     /// The access is aborted.
     Faulted(Cause),
-}
-
-/// The answer to a Page Request. No context here has `EN_PRI`, so none gets through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum PageResponse {
-    /// 0x1: this device may not ask.
-    InvalidRequest,
-    /// 0xF: turns the page request interface of the function and all its siblings off.
-    ResponseFailure,
 }
 
 /// What devices do while the host rewrites a context: see [`Hardware::set_traffic`].
@@ -146,9 +136,9 @@ impl Hardware {
         self.machine().dma(device, process, iova, write)
     }
 
-    /// A device's Page Request.
+    /// What the IOMMU itself answers to a device's Page Request. No context here has `EN_PRI`, so none gets through.
     #[must_use]
-    pub fn page_request(&self, device: PhysicalDevice) -> PageResponse {
+    pub fn page_request(&self, device: PhysicalDevice) -> ResponseCode {
         self.machine().page_request(device)
     }
 

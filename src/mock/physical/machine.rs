@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::vec::Vec;
 
 use crate::addr::{Gpa, Iova};
-use crate::backend::{Context, HostCapabilities, Invalidation};
+use crate::backend::{Context, HostCapabilities, Invalidation, ResponseCode};
 use crate::fault::{Cause, TransactionType};
 use crate::faultq::HostFault;
 use crate::id::{Gscid, ProcessId, Pscid};
@@ -13,7 +13,7 @@ use crate::mock::memory::Memory;
 use super::PhysicalDevice;
 use super::context::Meaning;
 use super::driver::Strategy;
-use super::hardware::{Access, Dma, PageResponse, Traffic};
+use super::hardware::{Access, Dma, Traffic};
 use super::ioatc::{Ioatc, Scope};
 use super::slot::Slot;
 use super::walk::{Request, Walk};
@@ -141,16 +141,16 @@ impl Machine {
         }
     }
 
-    pub(super) fn page_request(&mut self, device: PhysicalDevice) -> PageResponse {
+    pub(super) fn page_request(&mut self, device: PhysicalDevice) -> ResponseCode {
         let (found, iova) = (self.slot(device).fetch(), Iova::new(4));
         let cause = found.err().unwrap_or(Cause::TransactionTypeDisallowed);
         // iotval is the message code (rule PRI-03).
         self.report(device, HostFault::new(cause, TransactionType::MessageRequest, iova));
         if found.is_ok() {
-            return PageResponse::InvalidRequest;
+            return ResponseCode::InvalidRequest;
         }
         self.response_failures = self.response_failures.saturating_add(1);
-        PageResponse::ResponseFailure
+        ResponseCode::ResponseFailure
     }
 
     fn report(&mut self, device: PhysicalDevice, fault: HostFault) {

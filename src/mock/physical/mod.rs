@@ -14,13 +14,16 @@ use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::vec::Vec;
 
-use crate::backend::{Applied, Completion, Context, FenceScope, HostCapabilities, Invalidation, PhysicalIommu, Ticket};
+use crate::backend::{
+    Applied, AtsInvalidation, Completion, Context, FenceScope, HostCapabilities, Invalidation, PageResponse,
+    PhysicalIommu, Ticket,
+};
 use crate::error::OrderError;
 use crate::id::Gscid;
 
 use contract::Contract;
 pub use driver::Strategy;
-pub use hardware::{Access, Dma, Hardware, PageResponse, Traffic};
+pub use hardware::{Access, Dma, Hardware, Traffic};
 
 /// The physical `device_id` of a device: never the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,6 +42,10 @@ pub enum Order {
     Invalidate(Vec<Invalidation<PhysicalDevice>>, Result<(), OrderError>),
     /// [`PhysicalIommu::fence`].
     Fence(Ticket, FenceScope, Result<Completion, OrderError>),
+    /// [`PhysicalIommu::ats_invalidate`].
+    AtsInvalidate(PhysicalDevice, AtsInvalidation, Result<(), OrderError>),
+    /// [`PhysicalIommu::page_response`].
+    PageResponse(PhysicalDevice, PageResponse, Result<(), OrderError>),
     /// [`PhysicalIommu::release`].
     Release(PhysicalDevice),
 }
@@ -65,6 +72,8 @@ struct Vm {
     contexts: VecDeque<Result<Applied, OrderError>>,
     invalidations: VecDeque<Result<(), OrderError>>,
     fences: VecDeque<Result<Completion, OrderError>>,
+    ats_invalidations: VecDeque<Result<(), OrderError>>,
+    page_responses: VecDeque<Result<(), OrderError>>,
 }
 
 #[derive(Debug)]
@@ -134,6 +143,16 @@ impl Physical {
     /// Scripts the answer to a [`fence`](PhysicalIommu::fence).
     pub fn answer_next_fence(&self, answer: Result<Completion, OrderError>) {
         self.vm().fences.push_back(answer);
+    }
+
+    /// Scripts the answer to an [`ats_invalidate`](PhysicalIommu::ats_invalidate); an error sends nothing.
+    pub fn answer_next_ats_invalidate(&self, answer: Result<(), OrderError>) {
+        self.vm().ats_invalidations.push_back(answer);
+    }
+
+    /// Scripts the answer to a [`page_response`](PhysicalIommu::page_response); an error sends nothing.
+    pub fn answer_next_page_response(&self, answer: Result<(), OrderError>) {
+        self.vm().page_responses.push_back(answer);
     }
 
     fn vm(&self) -> MutexGuard<'_, Vm> {
@@ -223,6 +242,22 @@ impl PhysicalIommu for Physical {
             vm.complete(self, upto);
         }
         vm.orders.push(Order::Fence(upto, scope, answer));
+        answer
+    }
+
+    fn ats_invalidate(&mut self, device: PhysicalDevice, what: &AtsInvalidation) -> Result<(), OrderError> {
+        let mut vm = self.vm();
+        let answer = vm.ats_invalidations.pop_front().unwrap_or(Ok(()));
+        vm.contract.ats_invalidate(device, what, answer);
+        vm.orders.push(Order::AtsInvalidate(device, *what, answer));
+        answer
+    }
+
+    fn page_response(&mut self, device: PhysicalDevice, response: &PageResponse) -> Result<(), OrderError> {
+        let mut vm = self.vm();
+        let answer = vm.page_responses.pop_front().unwrap_or(Ok(()));
+        vm.contract.page_response(device, answer);
+        vm.orders.push(Order::PageResponse(device, *response, answer));
         answer
     }
 
