@@ -15,26 +15,26 @@ use crate::cmdq::command::{AtsInval, AtsPrgr};
 use crate::id::Itag;
 
 /// An invalidation request that is not complete.
-#[derive(Debug)]
-struct Outstanding {
-    itag: Itag,
-    to: Attachment,
+#[derive(Clone, Debug)]
+pub(crate) struct Outstanding {
+    pub(crate) itag: Itag,
+    pub(crate) to: Attachment,
     /// The host has taken the message.
-    sent: bool,
+    pub(crate) sent: bool,
     /// Completions seen.
-    seen: u8,
+    pub(crate) seen: u8,
 }
 
 /// The requests that can be outstanding at a time, and as many places for messages the host has not taken yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Itags<const ITAGS: usize> {
-    outstanding: Vec<Outstanding, ITAGS>,
-    outbox: Deque<(Attachment, DeviceMessage), ITAGS>,
+    pub(crate) outstanding: Vec<Outstanding, ITAGS>,
+    pub(crate) outbox: Deque<(Attachment, DeviceMessage), ITAGS>,
     /// The number the next request gets if it is free. Numbers go round all 32, also across resets, so that a
     /// completion that comes too late hardly finds another request in the place of its own.
-    next: Itag,
+    pub(crate) next: Itag,
     /// A request timed out and no fence has said so yet (rule FEN-07).
-    timed_out: bool,
+    pub(crate) timed_out: bool,
 }
 
 /// There is no `ITag` or no place for the message: the command waits (rule ATC-03).
@@ -45,6 +45,21 @@ impl<const ITAGS: usize> Itags<ITAGS> {
     pub(crate) const fn new() -> Self {
         const { assert!(ITAGS > 0 && ITAGS <= 32, "there are 1 to 32 ITags") };
         Self { outstanding: Vec::new(), outbox: Deque::new(), next: Itag::truncate(0), timed_out: false }
+    }
+
+    /// Whether this can be: a number for each request, and a message under way for each that was not taken.
+    pub(crate) fn is_consistent(&self) -> bool {
+        let under_way = |request: &Outstanding| {
+            let is_its = |(to, message): &&(Attachment, DeviceMessage)| matches!(message, DeviceMessage::Invalidation(of) if *to == request.to && of.itag == request.itag);
+            self.outbox.iter().filter(is_its).count()
+        };
+        let requests = |(_, message): &&(Attachment, DeviceMessage)| matches!(message, DeviceMessage::Invalidation(_));
+        let waiting = self.outstanding.iter().filter(|request| !request.sent).count();
+        self.outstanding.iter().all(|request| {
+            let alike = self.outstanding.iter().filter(|other| other.itag == request.itag).count();
+            let (messages, most_seen) = if request.sent { (0, 7) } else { (1, 0) };
+            alike == 1 && under_way(request) == messages && request.seen <= most_seen
+        }) && self.outbox.iter().filter(requests).count() == waiting
     }
 
     /// Forgets every request and message.

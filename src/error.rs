@@ -215,13 +215,13 @@ pub enum RestoreError {
     /// The guest was promised these bits of `capabilities`, which this vIOMMU does not offer or can not hide.
     #[error("the image's guest was promised other capabilities: bits {0:#x}")]
     Capabilities(u64),
-    /// A register that never holds this value, or not together with the others.
-    #[error("the register at offset {offset:} can not hold {value:#x}")]
+    /// Registers do not hold this, or not together with the others.
+    #[error("the registers can not hold {value:#x} at offset {offset:}")]
     Register {
-        /// Offset in the register page.
+        /// Offset in the register page, a multiple of 4.
         offset: u16,
-        /// The value in the image.
-        value: u64,
+        /// The 4 bytes in the image.
+        value: u32,
     },
     /// State that no register shows can not be as the image says; the text names it.
     #[error("the image is not that of a vIOMMU: {0:}")]

@@ -33,14 +33,34 @@ impl Signals {
         *masked = 0;
     }
 
+    /// Vectors with a message that waits for its mask to go. Between two calls no other signal is under way.
+    pub(crate) fn masked(&self) -> u16 {
+        let Self { edges: _, masked, wires: _ } = self;
+        *masked
+    }
+
+    /// Takes in which messages wait for their mask. Wires keep the levels they have, which
+    /// [`deliver`](Self::deliver) then makes those of the registers.
+    ///
+    /// # Errors
+    /// What can not be between two calls.
+    pub(crate) fn restore(&mut self, masked: u16, registers: &Registers) -> Result<(), &'static str> {
+        let waits = |vector: u8| registers.msi(vector).ctl.m() && !registers.fctl().wsi();
+        if (0..16).any(|vector| masked & vector_bit(vector) != 0 && !waits(vector)) {
+            return Err("a message waits that is not masked");
+        }
+        if registers.conditions().into_bits() & !registers.ipsr().into_bits() != 0 {
+            return Err("an interrupt is not pending whose condition holds");
+        }
+        *self = Self { edges: Ipsr::new(), masked, wires: self.wires };
+        Ok(())
+    }
+
     /// Sets the `ipsr` bits whose level condition holds (rules IRQ-02, IRQ-06).
     pub(crate) fn evaluate(&mut self, registers: &mut Registers) {
-        let (cq, fq, pq) = (registers.cqcsr(), registers.fqcsr(), registers.pqcsr());
-        let cip = cq.cie() && (cq.cqmf() || cq.cmd_to() || cq.cmd_ill() || cq.fence_w_ip());
-        let fip = fq.fie() && (fq.fqmf() || fq.fqof());
-        let pip = pq.pie() && (pq.pqmf() || pq.pqof());
-        if cip || fip || pip {
-            self.set(registers, Ipsr::new().with_cip(cip).with_fip(fip).with_pip(pip));
+        let conditions = registers.conditions();
+        if conditions != Ipsr::new() {
+            self.set(registers, conditions);
         }
     }
 
@@ -145,6 +165,15 @@ impl Signals {
 }
 
 impl Registers {
+    /// The interrupts whose level condition holds.
+    fn conditions(&self) -> Ipsr {
+        let (cq, fq, pq) = (self.cqcsr(), self.fqcsr(), self.pqcsr());
+        Ipsr::new()
+            .with_cip(cq.cie() && (cq.cqmf() || cq.cmd_to() || cq.cmd_ill() || cq.fence_w_ip()))
+            .with_fip(fq.fie() && (fq.fqmf() || fq.fqof()))
+            .with_pip(pq.pie() && (pq.pqmf() || pq.pqof()))
+    }
+
     /// The level of each wire: the causes pending on it (rule REG-WSI-01).
     fn levels(&self) -> u16 {
         let (ipsr, icvec) = (self.ipsr(), self.icvec());

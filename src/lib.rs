@@ -36,6 +36,7 @@
 //! | 4 | [`ddt`] [`msi`] | locating and checking a device context; MSI page tables |
 //! | 5 | [`pdt`] | locating and checking a process context |
 //! | 6 | `interrupt` `hpm` [`faultq`] `emulated` `drain` [`pageq`] [`ats`] `nest` `translate` [`cmdq`] | what the IOMMU does |
+//! | 7 | [`snapshot`] | a vIOMMU as bytes, and what of them can be believed |
 //! | 8 | `stats` `viommu` | counts; `viommu` owns everything; the only module that sees everything |
 //! | 9 | `mock` | doubles for tests, feature `mock` |
 //!
@@ -96,6 +97,7 @@ mod progress;
 pub mod pt;
 pub mod regs;
 mod ring;
+pub mod snapshot;
 mod stats;
 mod translate;
 mod viommu;

@@ -17,13 +17,13 @@ use crate::drain::Drains;
 use crate::emulated::Emulated;
 use crate::error::{ConfigError, DetachError};
 use crate::fault::Fault;
-use crate::faultq::{self, FaultQueue, Origin};
+use crate::faultq::{self, FaultQueue, Fenced, Origin};
 use crate::id::DeviceId;
 use crate::interrupt::Signals;
 use crate::nest::{Barrier, Health, Nest};
 use crate::progress::{Budget, Progress};
 use crate::regs::file::{Effect, Registers};
-use crate::regs::{Width, low_half};
+use crate::regs::{Capabilities, Width, low_half};
 use crate::stats::Stats;
 use crate::translate::Caches;
 
@@ -68,6 +68,8 @@ pub struct VIommu<
     backend: B,
     /// `None` until [`start`](Self::start).
     config: Option<Config>,
+    /// What was offered at the start; a guest that was restored may see less.
+    offered: Capabilities,
     registers: Registers,
     signals: Signals,
     faults: FaultQueue,
@@ -145,6 +147,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         Self {
             backend,
             config: None,
+            offered: Capabilities::new(),
             registers: Registers::new(),
             signals: Signals::new(),
             faults: FaultQueue::new(),
@@ -172,6 +175,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         }
         let setup =
             config.setup(self.backend.kinds(), self.backend.has_compare_exchange(), &self.backend.capabilities())?;
+        self.offered = setup.capabilities;
         self.registers = Registers::of(setup);
         self.config = Some(*config);
         self.finish();
@@ -265,9 +269,16 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     /// invalidated and fenced, and stays attached; the guest must not run before the progress is
     /// [`Idle`](Progress::Idle).
     pub fn reset(&mut self) -> Progress {
+        self.clear();
+        self.run()
+    }
+
+    /// As after a reset; devices are yet to be blocked.
+    fn clear(&mut self) {
         let Self {
             backend: _,
             config: _,
+            offered: _,
             registers,
             signals,
             faults,
@@ -291,7 +302,6 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         ats.reset();
         *directory = None;
         self.forget_translations();
-        self.run()
     }
 
     /// Takes every device from the guest: to be called before the vIOMMU is dropped, which by itself does nothing. Done
@@ -340,6 +350,15 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
             return;
         };
         let mut budget = Budget::new(config.budget);
+        if self.nest.is_restoring() {
+            self.progress = self.nest.redrive(&self.registers, &mut self.backend, &mut budget);
+            if self.progress != Progress::Idle {
+                return;
+            }
+            // What comes now is the guest's.
+            self.faults.renew(self.fenced());
+            budget = Budget::new(config.budget);
+        }
         let is_drained = self.drains.is_done(&mut self.backend);
         let mut waits = if is_drained { Progress::Idle } else { Progress::Waiting };
         if let Some(barrier) = &mut self.directory {
@@ -413,10 +432,14 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         stats.count(faults.report(fault, origin, dtf, &mut env));
     }
 
+    fn fenced(&self) -> Fenced {
+        (self.nest.completed(), self.stats.commands.iofence_c.wrapping_add(self.directories))
+    }
+
     /// The fault queue, what it works on, and what counts its outcomes.
     fn fault_queue(&mut self) -> (&mut FaultQueue, faultq::Env<'_, B>, &mut Stats) {
-        let Self { backend, registers, signals, faults, nest, directories, stats, .. } = self;
-        let fenced = (nest.completed(), stats.commands.iofence_c.wrapping_add(*directories));
+        let fenced = self.fenced();
+        let Self { backend, registers, signals, faults, stats, .. } = self;
         (faults, faultq::Env { registers, signals, memory: backend, fenced }, stats)
     }
 }

@@ -57,6 +57,12 @@ struct Fence {
     drains: bool,
 }
 
+impl Fence {
+    const fn new(command: IofenceC) -> Self {
+        Self { command, barrier: Barrier::new(FenceScope::new(command.pr, command.pw)), drains: false }
+    }
+}
+
 /// What is to happen after a command.
 enum Flow {
     /// The next one.
@@ -70,6 +76,16 @@ enum Flow {
 impl CommandQueue {
     pub(crate) const fn new() -> Self {
         Self { fence: None }
+    }
+
+    /// The fence that waits at the head.
+    pub(crate) fn parked(&self) -> Option<IofenceC> {
+        self.fence.as_ref().map(|fence| fence.command)
+    }
+
+    /// A queue at whose head this fence waits, not ordered yet.
+    pub(crate) fn restored(parked: Option<IofenceC>) -> Self {
+        Self { fence: parked.map(Fence::new) }
     }
 
     /// Goes on with the queue as far as it can, and settles what its commands named.
@@ -173,8 +189,7 @@ impl CommandQueue {
                 }
             }
             Command::IofenceC(fence) => {
-                let barrier = Barrier::new(FenceScope::new(fence.pr, fence.pw));
-                self.fence = Some(Fence { command: fence, barrier, drains: false });
+                self.fence = Some(Fence::new(fence));
                 return self.go_on_with_fence(env);
             }
         }

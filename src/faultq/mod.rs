@@ -68,6 +68,23 @@ impl FaultQueue {
         }
     }
 
+    /// The last record, if it stands for others that say the same.
+    pub(crate) fn standing(&self, fenced: Fenced) -> Option<FaultRecord> {
+        self.last.filter(|(_, then)| *then == fenced).map(|(record, _)| record)
+    }
+
+    /// The last record stands for others from now on, too.
+    pub(crate) fn renew(&mut self, fenced: Fenced) {
+        if let Some((_, then)) = &mut self.last {
+            *then = fenced;
+        }
+    }
+
+    /// A queue whose last record is this one; [`renew`](Self::renew) lets it stand for others.
+    pub(crate) fn restored(last: Option<FaultRecord>, fenced: Fenced) -> Self {
+        Self { last: last.map(|record| (record, fenced)) }
+    }
+
     /// Reports the fault of a transaction. `dtf` is that of the device's context, `false` if none was found.
     pub(crate) fn report(
         &mut self,

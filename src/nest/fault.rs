@@ -57,7 +57,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         }
         // The guest's context is good, and the host did not carry it out: it refused, or lost what it was given.
         let lost = !in_transit && slot.live == Some(reading.context()) && !is_the_hosts_alone(fault.cause);
-        if slot.refused || self.locked || lost {
+        if slot.refused || self.locked || self.shut || lost {
             return report(access.access_fault(), dtf);
         }
         // Not `reread`: a fault is no reason to try a context again that the host refused.

@@ -9,6 +9,7 @@ mod batch;
 mod context;
 mod fault;
 mod order;
+mod restore;
 mod settle;
 mod slot;
 
@@ -26,6 +27,7 @@ use slot::{Phase, Reread, Slot};
 
 pub(crate) use fault::Verdict;
 pub(crate) use order::Barrier;
+pub(crate) use restore::Saved;
 
 /// Whether the physical side still does what it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,8 +37,9 @@ pub enum Health {
     Good,
     /// An order was refused. A device whose context was refused is blocked until the guest or
     /// [`resync`](crate::VIommu::resync) names it again. After a refused invalidation all are blocked until the
-    /// reset, and the guest's fences complete: what the host's caches still hold is the host's to deal with. Stays
-    /// until [`reset`](crate::VIommu::reset).
+    /// reset, and the guest's fences complete: what the host's caches still hold is the host's to deal with. After
+    /// a refused [`restore`](crate::VIommu::restore) all are blocked, too. Stays until
+    /// [`reset`](crate::VIommu::reset).
     Degraded,
     /// The physical IOMMU failed. Blocking every device was tried, no order was given since, and the guest's fence
     /// stays incomplete. Stays until [`reset`](crate::VIommu::reset); stop the VM.
@@ -66,6 +69,10 @@ pub(crate) struct Nest<D, const DEVICES: usize, const BATCH: usize> {
     health: Health,
     /// An invalidation was refused for good: nothing is unblocked until the reset.
     locked: bool,
+    /// A restore failed: the same.
+    shut: bool,
+    /// Every device is being driven anew after a restore; `Some(true)`: the image's hardware was not clean.
+    restoring: Option<bool>,
     residue: Residue,
     /// Where the search for a context that became valid goes on.
     probed: usize,
@@ -87,6 +94,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             told_after: Some(Ticket::FIRST),
             health: Health::Good,
             locked: false,
+            shut: false,
+            restoring: None,
             residue: Residue::None,
             probed: 0,
         }
@@ -110,7 +119,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         generations: &mut Generations,
         backend: &mut B,
     ) -> Result<Attachment, AttachError> {
-        if self.health == Health::Failed || self.locked {
+        if self.health == Health::Failed || self.locked || self.shut {
             return Err(AttachError::NeedsReset);
         }
         if self.has(id) {
@@ -176,6 +185,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             told_after,
             health,
             locked,
+            shut,
+            restoring,
             residue: _,
             probed,
         } = self;
@@ -183,6 +194,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         *told_after = None;
         *health = Health::Good;
         *locked = false;
+        *shut = false;
+        *restoring = None;
         *probed = 0;
         for slot in slots {
             slot.restart();

@@ -54,7 +54,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         let Some(slot) = self.slots.get_mut(index) else {
             return Ok(Progress::Idle);
         };
-        if let (Some(why), Phase::Live, false) = (slot.stale, slot.phase, self.locked) {
+        if let (Some(why), Phase::Live, false) = (slot.stale, slot.phase, self.locked || self.shut) {
             if !budget.take() {
                 return Ok(Progress::Runnable);
             }

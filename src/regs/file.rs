@@ -6,6 +6,7 @@
 
 mod debug;
 mod hpm;
+mod image;
 mod write;
 
 use super::{
@@ -15,6 +16,8 @@ use super::{
 
 use debug::TranslationRequest;
 use hpm::Hpm;
+
+pub(crate) use image::PAGE;
 
 /// What does not change between one start and the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
