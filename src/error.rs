@@ -237,11 +237,54 @@ pub enum RestoreError {
     },
 }
 
+/// Which field of a command or a context is not as the specification has it, said so that who debugs a guest driver can
+/// find it.
+///
+/// It shows as the field, what is wrong with it, and the rule: `DC.tc.EN_PRI needs EN_ATS (DCK-04)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
+#[error("{0:} {1:} ({2:})")]
+pub struct Violation(pub(crate) &'static str, pub(crate) &'static str, pub(crate) &'static str);
+
+impl Violation {
+    /// The field, in the specification's words: `DC.tc.EN_PRI`.
+    #[must_use]
+    pub const fn field(&self) -> &'static str {
+        self.0
+    }
+
+    /// What is wrong with it: `needs EN_ATS`.
+    #[must_use]
+    pub const fn problem(&self) -> &'static str {
+        self.1
+    }
+
+    /// The name this crate's tests and comments have for the rule: `DCK-04`.
+    #[must_use]
+    pub const fn rule(&self) -> &'static str {
+        self.2
+    }
+}
+
+/// `violation`, if it is `broken`: checks stand one below the other, and the first that fails is the answer.
+#[inline]
+pub(crate) const fn refuse_if(broken: bool, violation: &'static Violation) -> Result<(), &'static Violation> {
+    if broken { Err(violation) } else { Ok(()) }
+}
+
 /// A command this IOMMU does not carry out: a reserved encoding, a reserved bit that is 1, or one it does not offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("illegal or unsupported command")]
+#[error("illegal or unsupported command: {0:}")]
 #[non_exhaustive]
-pub struct IllegalCommand;
+pub struct IllegalCommand(
+    /// The first field that makes it so.
+    pub &'static Violation,
+);
+
+impl From<&'static Violation> for IllegalCommand {
+    fn from(reason: &'static Violation) -> Self {
+        Self(reason)
+    }
+}
 
 impl core::error::Error for IdError {}
 impl core::error::Error for MemoryFault {}
@@ -252,6 +295,7 @@ impl core::error::Error for TranslateError {}
 impl core::error::Error for DetachError {}
 impl core::error::Error for SnapshotError {}
 impl core::error::Error for RestoreError {}
+impl core::error::Error for Violation {}
 impl core::error::Error for IllegalCommand {}
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ pub(crate) mod cause;
 
 pub use cause::Cause;
 
-use crate::error::MemoryFault;
+use crate::error::{MemoryFault, Violation};
 
 /// What kind of transaction faulted: the 6-bit `TTYP` of a fault record. Source: "Fault record TTYP field".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -134,20 +134,33 @@ pub(crate) struct Fault {
     pub(crate) cause: Cause,
     /// More about a guest-page fault, else 0 (rule FR-08).
     pub(crate) iotval2: u64,
+    /// What of the guest's context is wrong, where that is why. No register and no record shows it.
+    pub(crate) reason: Option<&'static Violation>,
 }
 
 impl Fault {
     /// A fault that has nothing in `iotval2`.
     pub(crate) const fn new(cause: Cause) -> Self {
-        Self { cause, iotval2: 0 }
+        Self { cause, iotval2: 0, reason: None }
+    }
+
+    /// The fault of a context that is not as it has to be.
+    pub(crate) const fn because(cause: Cause, reason: &'static Violation) -> Self {
+        Self { cause, iotval2: 0, reason: Some(reason) }
     }
 
     /// The fault of a failed read of a directory entry (rule FLT-01).
     pub(crate) const fn of_ddt_load(fault: MemoryFault) -> Self {
-        Self::new(match fault {
-            MemoryFault::Access => Cause::DdtLoadAccessFault,
-            MemoryFault::Corruption => Cause::DdtDataCorruption,
-        })
+        match fault {
+            MemoryFault::Access => Self::because(
+                Cause::DdtLoadAccessFault,
+                &Violation("the device directory", "leads to where the guest has no memory", "FLT-01"),
+            ),
+            MemoryFault::Corruption => Self::because(
+                Cause::DdtDataCorruption,
+                &Violation("the device directory", "leads to memory whose content is lost", "FLT-01"),
+            ),
+        }
     }
 }
 

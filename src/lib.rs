@@ -118,7 +118,7 @@ pub use backend::{
 pub use config::Config;
 pub use error::{
     AttachError, ConfigError, DetachError, IdError, IllegalCommand, MemoryFault, OrderError, RestoreError,
-    SnapshotError, TranslateError,
+    SnapshotError, TranslateError, Violation,
 };
 pub use fault::{Cause, TransactionType};
 pub use faultq::{FaultHead, FaultRecord, HostFault, Quirks};

@@ -8,7 +8,7 @@ pub use ats::{AtsInval, AtsPrgr, Destination, InvalidationPayload, ResponsePaylo
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{Gpa, Iova, PAGE_SIZE};
-use crate::error::IllegalCommand;
+use crate::error::{IllegalCommand, Violation, refuse_if};
 use crate::id::{DeviceId, Gscid, ProcessId, Pscid};
 use crate::regs::{Capabilities, DdtpMode};
 
@@ -218,28 +218,27 @@ impl Command {
     /// [`IllegalCommand`] for everything the guest gets `cmd_ill` for.
     pub fn decode(raw: RawCommand, legality: &Legality) -> Result<Self, IllegalCommand> {
         let bits = raw.bits();
+        let capabilities = legality.capabilities;
         let head = Head::from_bits(bits);
         match (head.opcode(), head.func3()) {
             (IOTINVAL, func3 @ (0 | 1)) => {
                 let command = IotinvalBits::from_bits(bits);
+                command.check(capabilities)?;
                 let operands = Iotinval {
                     gscid: command.gv().then(|| command.gscid()),
                     pscid: command.pscv().then(|| command.pscid()),
                     range: command.av().then(|| PageRange::decode(command.page(), command.s(), command.nl())),
                 };
-                match (command.is_reserved(legality.capabilities), func3, operands.pscid) {
-                    (true, ..) | (_, 1, Some(_)) => Err(IllegalCommand),
-                    (_, 0, _) => Ok(Self::IotinvalVma(operands)),
-                    // Without GV every VM is meant and no address is looked at (rule GVM-01).
-                    _ if operands.gscid.is_none() => Ok(Self::IotinvalGvma(Iotinval::ALL)),
-                    _ => Ok(Self::IotinvalGvma(operands)),
+                if func3 == 0 {
+                    return Ok(Self::IotinvalVma(operands));
                 }
+                refuse_if(command.pscv(), &Violation("IOTINVAL.GVMA.PSCV", "is 1", "CMD-06"))?;
+                // Without GV every VM is meant and no address is looked at (rule GVM-01).
+                Ok(Self::IotinvalGvma(if command.gv() { operands } else { Iotinval::ALL }))
             }
             (IOFENCE, 0) => {
                 let command = IofenceBits::from_bits(bits);
-                if command.is_reserved() || (command.wsi() && !legality.wsi) {
-                    return Err(IllegalCommand);
-                }
+                command.check(legality.wsi)?;
                 let store = command.av().then(|| (Gpa::new(command.addr() << 2), command.data()));
                 Ok(Self::IofenceC(IofenceC { store, wsi: command.wsi(), pr: command.pr(), pw: command.pw() }))
             }
@@ -247,29 +246,27 @@ impl Command {
                 let command = IodirBits::from_bits(bits);
                 // UNSPECIFIED: an id that is too wide makes the command illegal (rule QCMD-11); in Off and Bare no
                 // width is defined, and every device_id is accepted.
-                let width = legality.mode.device_id_width(legality.capabilities.msi_flat());
-                let legal_device = !command.dv() || command.did().fits(width);
-                if command.is_reserved() || !legal_device {
-                    return Err(IllegalCommand);
+                command.check(legality.mode.device_id_width(capabilities.msi_flat()))?;
+                if func3 == 0 {
+                    command.check_ddt()?;
+                    return Ok(Self::IodirInvalDdt(command.dv().then(|| command.did())));
                 }
-                match (func3, command.dv(), command.pid()) {
-                    (0, _, pid) if pid.get() != 0 => Err(IllegalCommand),
-                    (0, dv, _) => Ok(Self::IodirInvalDdt(dv.then(|| command.did()))),
-                    (_, true, pid) if pid.fits(process_id_width(legality.capabilities)) => {
-                        Ok(Self::IodirInvalPdt(command.did(), pid))
-                    }
-                    _ => Err(IllegalCommand),
-                }
+                command.check_pdt(process_id_width(capabilities))?;
+                Ok(Self::IodirInvalPdt(command.did(), command.pid()))
             }
             (ATS, func3 @ (0 | 1)) => {
                 let command = AtsBits::from_bits(bits);
-                match (legality.capabilities.ats() && !command.is_reserved(), func3) {
-                    (false, _) => Err(IllegalCommand),
-                    (true, 0) => Ok(Self::AtsInval(AtsInval::decode(command))),
-                    (true, _) => Ok(Self::AtsPrgr(AtsPrgr::decode(command))),
-                }
+                command.check(capabilities)?;
+                Ok(if func3 == 0 {
+                    Self::AtsInval(AtsInval::decode(command))
+                } else {
+                    Self::AtsPrgr(AtsPrgr::decode(command))
+                })
             }
-            _ => Err(IllegalCommand),
+            (IOTINVAL | IOFENCE | IODIR | ATS, _) => {
+                Err(IllegalCommand(&Violation("func3", "is one the opcode does not have", "CMD-01")))
+            }
+            _ => Err(IllegalCommand(&Violation("opcode", "is reserved or custom", "CMD-01"))),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The configuration checks of a device context, and what is left of one that passes them.
 
 use crate::addr::Ppn;
+use crate::error::{Violation, refuse_if};
 use crate::fault::{Cause, Fault};
 use crate::id::{FirstStageMode, Gscid, ProcessDirectoryMode, Pscid, SecondStageMode};
 use crate::regs::Capabilities;
@@ -110,12 +111,9 @@ impl Copied {
     pub(crate) fn judge(&self, rules: &Rules) -> Result<Checked, Fault> {
         let base = self.base();
         // Not valid: nothing else in it may be looked at (rule DDT-13).
-        if !base.tc.v() {
-            return Err(Fault::new(Cause::DdtNotValid));
-        }
-        if self.is_misconfigured(rules) {
-            return Err(Fault::new(Cause::DdtMisconfigured));
-        }
+        refuse_if(!base.tc.v(), &Violation("DC.tc.V", "is 0", "DDT-12"))
+            .map_err(|reason| Fault::because(Cause::DdtNotValid, reason))?;
+        self.check(rules).map_err(|reason| Fault::because(Cause::DdtMisconfigured, reason))?;
         Ok(Checked {
             tc: base.tc,
             ta: base.ta,
@@ -126,55 +124,76 @@ impl Copied {
     }
 
     /// "Device-context configuration checks", in the order of the specification. All lead to the same cause.
-    fn is_misconfigured(&self, rules: &Rules) -> bool {
+    fn check(&self, rules: &Rules) -> Result<(), &'static Violation> {
         let BaseContext { tc, iohgatp, ta, fsc } = *self.base();
         let caps = rules.capabilities;
-        // 1. Reserved bits (DCK-01).
-        self.has_reserved_bits(caps)
-            // 2. ATS (DCK-02).
-            || (!caps.ats() && (tc.en_ats() || tc.en_pri() || tc.prpr()))
-            // 3-5. Bits that need another one (DCK-03 to DCK-05).
-            || (!tc.en_ats() && tc.t2gpa())
-            || (!tc.en_ats() && tc.en_pri())
-            || (!tc.en_pri() && tc.prpr())
-            // 6-7. T2GPA (DCK-06, DCK-07).
-            || (!caps.t2gpa() && tc.t2gpa())
-            || (tc.t2gpa() && iohgatp.mode() == BARE)
-            // 8-12. What fsc may hold (DCK-08 to DCK-12).
-            || if tc.pdtv() { !pdtp_mode_offered(fsc, caps) } else { !iosatp_mode_offered(fsc, tc, caps) || tc.dpe() }
-            // 13-15. iohgatp.MODE (DCK-13 to DCK-15).
-            || !iohgatp_mode_offered(iohgatp, rules)
-            // 16. msiptp.MODE (DCK-16).
-            || self.msi_mode().is_some_and(|mode| mode > FLAT)
-            // 17. Alignment of the second-stage root (DCK-17).
-            || (iohgatp.mode() != BARE && iohgatp.ppn().get() & 3 != 0)
-            // 18. A/D updates (DCK-18).
-            || (!caps.amo_hwad() && (tc.sade() || tc.gade()))
-            // 19, 21. SBE (DCK-19, DCK-21).
-            || (!caps.end() && tc.sbe() != rules.be)
-            // 20. SXL (DCK-20).
-            || (rules.gxl && !tc.sxl())
-            || (!rules.gxl && !rules.gxl_writable && tc.sxl())
-            // 22. Width of the QoS ids, none without QOSID (DCK-01, DCK-22).
-            || (ta.rcid() | ta.mcid()) & !rules.qos_mask != 0
-            // UNSPECIFIED: MSI translation without a second stage, which the text recommends to refuse (DCK-23).
-            || (iohgatp.mode() == BARE && self.msi_mode().is_some_and(|mode| mode != BARE))
+        // 1.
+        self.check_reserved_bits(caps)?;
+        // 2-5.
+        refuse_if(!caps.ats() && tc.en_ats(), &Violation("DC.tc.EN_ATS", "needs capabilities.ATS", "DCK-02"))?;
+        refuse_if(!caps.ats() && tc.en_pri(), &Violation("DC.tc.EN_PRI", "needs capabilities.ATS", "DCK-02"))?;
+        refuse_if(!caps.ats() && tc.prpr(), &Violation("DC.tc.PRPR", "needs capabilities.ATS", "DCK-02"))?;
+        refuse_if(!tc.en_ats() && tc.t2gpa(), &Violation("DC.tc.T2GPA", "needs EN_ATS", "DCK-03"))?;
+        refuse_if(!tc.en_ats() && tc.en_pri(), &Violation("DC.tc.EN_PRI", "needs EN_ATS", "DCK-04"))?;
+        refuse_if(!tc.en_pri() && tc.prpr(), &Violation("DC.tc.PRPR", "needs EN_PRI", "DCK-05"))?;
+        // 6-7.
+        let bare = iohgatp.mode() == BARE;
+        refuse_if(!caps.t2gpa() && tc.t2gpa(), &Violation("DC.tc.T2GPA", "needs capabilities.T2GPA", "DCK-06"))?;
+        refuse_if(tc.t2gpa() && bare, &Violation("DC.tc.T2GPA", "needs a second stage in iohgatp", "DCK-07"))?;
+        // 8-12.
+        if tc.pdtv() {
+            let offered = pdtp_mode_offered(fsc, caps);
+            refuse_if(!offered, &Violation("DC.fsc.pdtp.MODE", "is not one that capabilities has", "DCK-08"))?;
+        } else {
+            let offered = iosatp_mode_offered(fsc, tc, caps);
+            refuse_if(!offered, &Violation("DC.fsc.iosatp.MODE", "is not one that capabilities has", "DCK-09 to -11"))?;
+            refuse_if(tc.dpe(), &Violation("DC.tc.DPE", "needs PDTV", "DCK-12"))?;
+        }
+        // 13-15.
+        let offered = iohgatp_mode_offered(iohgatp, rules);
+        refuse_if(!offered, &Violation("DC.iohgatp.MODE", "is not one that capabilities has", "DCK-13 to -15"))?;
+        // 16.
+        let msi = self.msi_mode().unwrap_or(BARE);
+        refuse_if(msi > FLAT, &Violation("DC.msiptp.MODE", "is neither Off nor Flat", "DCK-16"))?;
+        // 17.
+        let aligned = bare || iohgatp.ppn().get() & 3 == 0;
+        refuse_if(!aligned, &Violation("DC.iohgatp.PPN", "is not a multiple of 4", "DCK-17"))?;
+        // 18.
+        refuse_if(!caps.amo_hwad() && tc.sade(), &Violation("DC.tc.SADE", "needs capabilities.AMO_HWAD", "DCK-18"))?;
+        refuse_if(!caps.amo_hwad() && tc.gade(), &Violation("DC.tc.GADE", "needs capabilities.AMO_HWAD", "DCK-18"))?;
+        // 19, 21.
+        let fixed = !caps.end() && tc.sbe() != rules.be;
+        refuse_if(fixed, &Violation("DC.tc.SBE", "differs from fctl.BE without capabilities.END", "DCK-19"))?;
+        // 20.
+        refuse_if(rules.gxl && !tc.sxl(), &Violation("DC.tc.SXL", "is 0 although fctl.GXL is 1", "DCK-20"))?;
+        let wide = !rules.gxl && !rules.gxl_writable && tc.sxl();
+        refuse_if(wide, &Violation("DC.tc.SXL", "is 1 although fctl.GXL can only be 0", "DCK-20"))?;
+        // 22. None without QOSID (DCK-01).
+        refuse_if(ta.rcid() & !rules.qos_mask != 0, &Violation("DC.ta.RCID", "is too wide", "DCK-22"))?;
+        refuse_if(ta.mcid() & !rules.qos_mask != 0, &Violation("DC.ta.MCID", "is too wide", "DCK-22"))?;
+        // UNSPECIFIED: MSI translation without a second stage, which the text recommends to refuse.
+        refuse_if(bare && msi != BARE, &Violation("DC.msiptp.MODE", "needs a second stage in iohgatp", "DCK-23"))
     }
 
-    fn has_reserved_bits(&self, caps: Capabilities) -> bool {
+    fn check_reserved_bits(&self, caps: Capabilities) -> Result<(), &'static Violation> {
+        const PROBLEM: &str = "has a reserved bit that is 1";
+        const RULE: &str = "DCK-01";
         let BaseContext { tc, ta, fsc, .. } = *self.base();
-        let base = tc.rsvd0() != 0 || tc.rsvd1() != 0 || ta.rsvd0() != 0 || ta.rsvd1() != 0 || fsc.rsvd0() != 0;
-        match self {
-            Self::Base(_) => base,
-            Self::Extended(ExtendedContext { base: _, msiptp, msi_addr_mask, msi_addr_pattern, rsvd }) => {
-                let wide = |bits: MsiPageBits| {
-                    // Page number bits past the guest-physical width (DC-30).
-                    let width = u32::from(caps.guest_physical_width()).saturating_sub(12);
-                    bits.rsvd0() != 0 || bits.page().checked_shr(width).is_some_and(|above| above != 0)
-                };
-                base || msiptp.rsvd0() != 0 || wide(*msi_addr_mask) || wide(*msi_addr_pattern) || *rsvd != 0
-            }
-        }
+        refuse_if(tc.rsvd0() != 0 || tc.rsvd1() != 0, &Violation("DC.tc", PROBLEM, RULE))?;
+        refuse_if(ta.rsvd0() != 0 || ta.rsvd1() != 0, &Violation("DC.ta", PROBLEM, RULE))?;
+        refuse_if(fsc.rsvd0() != 0, &Violation("DC.fsc", PROBLEM, RULE))?;
+        let Self::Extended(ExtendedContext { base: _, msiptp, msi_addr_mask, msi_addr_pattern, rsvd }) = self else {
+            return Ok(());
+        };
+        let wide = |bits: MsiPageBits| {
+            // Page number bits past the guest-physical width (DC-30).
+            let width = u32::from(caps.guest_physical_width()).saturating_sub(12);
+            bits.rsvd0() != 0 || bits.page().checked_shr(width).is_some_and(|above| above != 0)
+        };
+        refuse_if(msiptp.rsvd0() != 0, &Violation("DC.msiptp", PROBLEM, RULE))?;
+        refuse_if(wide(*msi_addr_mask), &Violation("DC.msi_addr_mask", PROBLEM, RULE))?;
+        refuse_if(wide(*msi_addr_pattern), &Violation("DC.msi_addr_pattern", PROBLEM, RULE))?;
+        refuse_if(*rsvd != 0, &Violation("DC", PROBLEM, RULE))
     }
 
     /// `msiptp.MODE`; base-format contexts have none (rule DDT-18).

@@ -13,6 +13,7 @@ pub(crate) use reading::Reading;
 
 use crate::addr::{Gpa, Ppn};
 use crate::backend::GuestMemory;
+use crate::error::Violation;
 use crate::fault::{Cause, Fault};
 use crate::id::DeviceId;
 use crate::mem::View;
@@ -79,7 +80,8 @@ impl Directory {
     pub(crate) fn locate(&self, memory: &impl GuestMemory, id: DeviceId, loads: &mut u32) -> Result<Checked, Fault> {
         // TR-06: before any entry is read.
         if !id.fits(self.width(self.levels)) {
-            return Err(Fault::new(Cause::TransactionTypeDisallowed));
+            let reason = &Violation("device_id", "is wider than ddtp.iommu_mode takes", "TR-06");
+            return Err(Fault::because(Cause::TransactionTypeDisallowed, reason));
         }
         // 1. a is the root page, i counts the levels down.
         let mut table = self.root.base();
@@ -90,11 +92,12 @@ impl Directory {
             let ddte: DdtEntry = self.view.load_new(memory, at).map_err(Fault::of_ddt_load)?;
             // 5. Not valid: nothing else in it may be looked at.
             if !ddte.v() {
-                return Err(Fault::new(Cause::DdtNotValid));
+                return Err(Fault::because(Cause::DdtNotValid, &Violation("ddte.V", "is 0", "DDT-11")));
             }
             // 6. Reserved bits.
             if ddte.rsvd0() != 0 || ddte.rsvd1() != 0 {
-                return Err(Fault::new(Cause::DdtMisconfigured));
+                let reason = &Violation("ddte", "has a reserved bit that is 1", "DDT-11");
+                return Err(Fault::because(Cause::DdtMisconfigured, reason));
             }
             // 7. Descend.
             table = ddte.ppn().base();

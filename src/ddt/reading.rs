@@ -1,6 +1,7 @@
 //! What the guest's registers and directory say of a device, and which transactions that refuses.
 
 use crate::backend::GuestMemory;
+use crate::error::{Violation, refuse_if};
 use crate::fault::{Cause, Fault, TransactionType};
 use crate::id::{DeviceId, ProcessId};
 use crate::regs::DdtpMode;
@@ -60,34 +61,33 @@ impl Reading {
     /// Steps 1 to 7 of the "Process to translate an IOVA": the fault, if the transaction is refused before any page
     /// table is looked at.
     pub(crate) fn refuses(&self, access: TransactionType, process: Option<ProcessId>) -> Option<Fault> {
-        let disallowed = match self {
+        let allowed = match self {
             Self::None(fault) => return Some(*fault),
-            // TR-03, PRI-02.
-            Self::Bare => !access.is_untranslated(),
-            Self::Context(dc) => {
-                let type_disallowed = match access {
-                    // TR-08.
-                    TransactionType::AtsTranslationRequest => !dc.tc.en_ats(),
-                    translated if translated.is_translated() => !dc.tc.en_ats(),
-                    // PRI-02.
-                    TransactionType::MessageRequest => !dc.tc.en_pri(),
-                    _ => false,
-                };
-                // TR-09, TR-10.
-                type_disallowed || process.is_some_and(|process| !dc.first_stage.takes(process))
+            Self::Bare => {
+                let reason = &Violation("ddtp.iommu_mode", "is Bare, which has no ATS", "TR-03");
+                refuse_if(!access.is_untranslated(), reason)
             }
+            Self::Context(dc) => dc.allows(access, process),
         };
-        disallowed.then(|| Fault::new(Cause::TransactionTypeDisallowed))
+        allowed.err().map(|reason| Fault::because(Cause::TransactionTypeDisallowed, reason))
     }
 }
 
-impl FirstStageContext {
-    /// Whether requests of this process are allowed.
-    fn takes(&self, process: ProcessId) -> bool {
-        match self {
-            Self::Iosatp(_) => false,
-            Self::Pdtp(None) => true,
-            Self::Pdtp(Some(pdtp)) => process.fits(pdtp.mode.width()),
+impl Checked {
+    fn allows(&self, access: TransactionType, process: Option<ProcessId>) -> Result<(), &'static Violation> {
+        let is_ats = access == TransactionType::AtsTranslationRequest || access.is_translated();
+        let is_message = access == TransactionType::MessageRequest;
+        refuse_if(is_ats && !self.tc.en_ats(), &Violation("DC.tc.EN_ATS", "is 0", "TR-08"))?;
+        refuse_if(is_message && !self.tc.en_pri(), &Violation("DC.tc.EN_PRI", "is 0", "PRI-02"))?;
+        match (process, self.first_stage) {
+            (None, _) | (_, FirstStageContext::Pdtp(None)) => Ok(()),
+            (Some(_), FirstStageContext::Iosatp(_)) => {
+                Err(&Violation("DC.tc.PDTV", "is 0, and the request has a process_id", "TR-09"))
+            }
+            (Some(process), FirstStageContext::Pdtp(Some(pdtp))) => {
+                let reason = &Violation("process_id", "is wider than pdtp.MODE takes", "TR-10");
+                refuse_if(!process.fits(pdtp.mode.width()), reason)
+            }
         }
     }
 }

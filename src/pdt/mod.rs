@@ -13,7 +13,7 @@ use crate::addr::{NestedGpa, Ppn};
 use crate::backend::GuestMemory;
 use crate::ddt::entry::Tc;
 use crate::ddt::{Iosatp, Pdtp, iosatp, iosatp_mode_offered};
-use crate::error::MemoryFault;
+use crate::error::{MemoryFault, Violation, refuse_if};
 use crate::fault::{Access, Cause, Fault};
 use crate::id::ProcessId;
 use crate::mem::View;
@@ -61,11 +61,12 @@ impl ProcessDirectory {
             let pdte: PdtEntry = self.load(walker, table, index(process, level), access, loads)?;
             // 6. Not valid: nothing else in it may be looked at.
             if !pdte.v() {
-                return Err(Fault::new(Cause::PdtNotValid));
+                return Err(Fault::because(Cause::PdtNotValid, &Violation("pdte.V", "is 0", "PDT-07")));
             }
             // 7. Reserved bits.
             if pdte.rsvd0() != 0 || pdte.rsvd1() != 0 {
-                return Err(Fault::new(Cause::PdtMisconfigured));
+                let reason = &Violation("pdte", "has a reserved bit that is 1", "PDT-07");
+                return Err(Fault::because(Cause::PdtMisconfigured, reason));
             }
             // 8. Descend.
             table = pdte.ppn();
@@ -92,17 +93,24 @@ impl ProcessDirectory {
         self.view.load_new(walker.memory, place.to).map_err(|stop| fault(Stop::Memory(stop), access))
     }
 
-    /// "Process-context configuration checks" (rules PCK-01 to PCK-04).
     fn judge(&self, context: ProcessContext) -> Result<Process, Fault> {
         let ProcessContext { ta, fsc } = context;
-        if !ta.v() {
-            return Err(Fault::new(Cause::PdtNotValid));
-        }
-        let reserved = ta.rsvd0() != 0 || ta.rsvd1() != 0 || fsc.rsvd0() != 0;
-        if reserved || !iosatp_mode_offered(fsc, self.tc, self.capabilities) {
-            return Err(Fault::new(Cause::PdtMisconfigured));
-        }
+        refuse_if(!ta.v(), &Violation("PC.ta.V", "is 0", "PDT-08"))
+            .map_err(|reason| Fault::because(Cause::PdtNotValid, reason))?;
+        self.check(context).map_err(|reason| Fault::because(Cause::PdtMisconfigured, reason))?;
         Ok(Process { ens: ta.ens(), sum: ta.sum(), first_stage: iosatp(fsc, self.tc, ta.pscid()) })
+    }
+
+    /// "Process-context configuration checks", in the order of the specification.
+    fn check(&self, context: ProcessContext) -> Result<(), &'static Violation> {
+        let ProcessContext { ta, fsc } = context;
+        // 1.
+        let reserved = ta.rsvd0() != 0 || ta.rsvd1() != 0;
+        refuse_if(reserved, &Violation("PC.ta", "has a reserved bit that is 1", "PCK-01"))?;
+        refuse_if(fsc.rsvd0() != 0, &Violation("PC.fsc", "has a reserved bit that is 1", "PCK-01"))?;
+        // 2-4.
+        let offered = iosatp_mode_offered(fsc, self.tc, self.capabilities);
+        refuse_if(!offered, &Violation("PC.fsc.MODE", "is not one that capabilities has", "PCK-02 to -04"))
     }
 }
 
@@ -119,9 +127,15 @@ fn index(process: ProcessId, level: u8) -> u64 {
 /// What ended the way to an entry (rules PDT-10, PDT-11).
 fn fault(stop: Stop, access: Access) -> Fault {
     match stop {
-        Stop::GuestPageFault(iotval2) => Fault { cause: access.guest_page_fault(), iotval2 },
-        Stop::Memory(MemoryFault::Corruption) => Fault::new(Cause::PdtDataCorruption),
+        Stop::GuestPageFault(iotval2) => Fault { iotval2, ..Fault::new(access.guest_page_fault()) },
+        Stop::Memory(MemoryFault::Corruption) => Fault::because(
+            Cause::PdtDataCorruption,
+            &Violation("the process directory", "leads to memory whose content is lost", "PDT-07"),
+        ),
         // There is no first stage on the way to a directory entry.
-        Stop::Memory(MemoryFault::Access) | Stop::PageFault => Fault::new(Cause::PdtLoadAccessFault),
+        Stop::Memory(MemoryFault::Access) | Stop::PageFault => Fault::because(
+            Cause::PdtLoadAccessFault,
+            &Violation("the process directory", "leads to where the guest has no memory", "PDT-07"),
+        ),
     }
 }

@@ -15,7 +15,7 @@ pub use request::{Pbmt, Permissions, QosIds, Request, Target, Translation};
 use crate::addr::{Gpa, NestedGpa, PAGE_SHIFT};
 use crate::backend::GuestMemory;
 use crate::ddt::{Checked, FirstStageContext, Iosatp, MsiContext, Reading};
-use crate::error::MemoryFault;
+use crate::error::{MemoryFault, Violation};
 use crate::fault::{Access, Cause, Fault, TransactionType};
 use crate::faultq::Origin;
 use crate::id::{DeviceId, Gscid, ProcessId, Pscid};
@@ -227,7 +227,8 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
         };
         // 15. Supervisor requests have to be enabled.
         if supervisor && !context.ens {
-            return Err(Fault::new(Cause::TransactionTypeDisallowed));
+            let reason = &Violation("PC.ta.ENS", "is 0, and the request is privileged", "TR-16");
+            return Err(Fault::because(Cause::TransactionTypeDisallowed, reason));
         }
         // 16. The first stage of the process.
         Ok(Entered { first: context.first_stage, supervisor, sum: context.sum })
@@ -322,7 +323,7 @@ fn need(ask: Ask, is_translated: bool, entered: &Entered) -> Need {
 fn fault(stop: Stop, access: Access) -> Fault {
     match stop {
         Stop::PageFault => Fault::new(access.page_fault()),
-        Stop::GuestPageFault(iotval2) => Fault { cause: access.guest_page_fault(), iotval2 },
+        Stop::GuestPageFault(iotval2) => Fault { iotval2, ..Fault::new(access.guest_page_fault()) },
         Stop::Memory(MemoryFault::Access) => Fault::new(access.access_fault()),
         Stop::Memory(MemoryFault::Corruption) => Fault::new(Cause::PtDataCorruption),
     }

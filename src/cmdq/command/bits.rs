@@ -2,6 +2,7 @@
 
 use bitfield_struct::bitfield;
 
+use crate::error::{Violation, refuse_if};
 use crate::id::{DeviceId, Gscid, ProcessId, Pscid};
 use crate::regs::Capabilities;
 
@@ -113,36 +114,54 @@ pub(super) struct AtsBits {
     pub(super) payload: u64,
 }
 
+type Checked = Result<(), &'static Violation>;
+
 impl IotinvalBits {
-    /// Whether a bit is set that is reserved, or is without its capability (rule CMD-04).
-    pub(super) fn is_reserved(self, capabilities: Capabilities) -> bool {
-        self.rsvd0()
-            || self.rsvd1() != 0
-            || self.rsvd2() != 0
-            || self.rsvd3() != 0
-            || self.rsvd4() != 0
-            || (self.nl() && !capabilities.nl())
-            || (self.s() && !capabilities.s())
+    /// Reserved bits, and those that are without their capability (rule CMD-04).
+    pub(super) fn check(self, capabilities: Capabilities) -> Checked {
+        let reserved = self.rsvd0() || self.rsvd1() | self.rsvd3() != 0 || self.rsvd2() | self.rsvd4() != 0;
+        refuse_if(reserved, &Violation("IOTINVAL", "has a reserved bit that is 1", "CMD-04"))?;
+        refuse_if(self.nl() && !capabilities.nl(), &Violation("IOTINVAL.NL", "needs capabilities.NL", "CMD-04"))?;
+        refuse_if(self.s() && !capabilities.s(), &Violation("IOTINVAL.S", "needs capabilities.S", "CMD-04"))
     }
 }
 
 impl IofenceBits {
-    /// Whether a reserved bit is set (rule CMD-08).
-    pub(super) fn is_reserved(self) -> bool {
-        self.rsvd0() != 0 || self.rsvd1() != 0
+    /// Reserved bits (rule CMD-08), and the wire the guest has to have chosen (rule CMD-09).
+    pub(super) fn check(self, wsi: bool) -> Checked {
+        let reserved = self.rsvd0() != 0 || self.rsvd1() != 0;
+        refuse_if(reserved, &Violation("IOFENCE.C", "has a reserved bit that is 1", "CMD-08"))?;
+        refuse_if(self.wsi() && !wsi, &Violation("IOFENCE.C.WSI", "needs fctl.WSI", "CMD-09"))
     }
 }
 
 impl IodirBits {
-    /// Whether a bit is set that is reserved in every `IODIR` command (rule CMD-10).
-    pub(super) fn is_reserved(self) -> bool {
-        self.rsvd0() != 0 || self.rsvd1() || self.rsvd2() != 0 || self.rsvd3() != 0
+    /// Bits that are reserved in every `IODIR` command (rule CMD-10), and a `DID` that counts but is too wide.
+    pub(super) fn check(self, device_id_width: u32) -> Checked {
+        let reserved = self.rsvd0() != 0 || self.rsvd1() || self.rsvd2() != 0 || self.rsvd3() != 0;
+        refuse_if(reserved, &Violation("IODIR", "has a reserved bit that is 1", "CMD-10"))?;
+        let wide = self.dv() && !self.did().fits(device_id_width);
+        refuse_if(wide, &Violation("IODIR.DID", "is wider than ddtp.iommu_mode takes", "CMD-13"))
+    }
+
+    /// `INVAL_DDT` names no process (rule CMD-11).
+    pub(super) fn check_ddt(self) -> Checked {
+        refuse_if(self.pid().get() != 0, &Violation("IODIR.INVAL_DDT.PID", "is reserved and not 0", "CMD-11"))
+    }
+
+    /// `INVAL_PDT` names a process of one device (rules CMD-12, CMD-14).
+    pub(super) fn check_pdt(self, process_id_width: u32) -> Checked {
+        refuse_if(!self.dv(), &Violation("IODIR.INVAL_PDT.DV", "is 0", "CMD-12"))?;
+        let wide = !self.pid().fits(process_id_width);
+        refuse_if(wide, &Violation("IODIR.INVAL_PDT.PID", "is wider than any process directory takes", "CMD-14"))
     }
 }
 
 impl AtsBits {
-    /// Whether a reserved bit is set (rule CMD-15). Those of the payload are not looked at (rule CMD-16).
-    pub(super) fn is_reserved(self) -> bool {
-        self.rsvd0() != 0 || self.rsvd1() != 0
+    /// The capability, and reserved bits (rule CMD-15). Those of the payload are not looked at (rule CMD-16).
+    pub(super) fn check(self, capabilities: Capabilities) -> Checked {
+        refuse_if(!capabilities.ats(), &Violation("ATS", "needs capabilities.ATS", "CMD-15"))?;
+        let reserved = self.rsvd0() != 0 || self.rsvd1() != 0;
+        refuse_if(reserved, &Violation("ATS", "has a reserved bit that is 1", "CMD-15"))
     }
 }

@@ -1,6 +1,7 @@
 //! Every literal is worked out from the command figures of the specification, not with the crate's own formats.
 
 use proptest::prelude::*;
+use std::string::ToString;
 use std::vec::Vec;
 
 use crate::backend::ResponseCode;
@@ -40,6 +41,11 @@ fn decode_by(legality: &Legality, low: u64, high: u64) -> Result<Command, Illega
 
 fn decode(low: u64, high: u64) -> Result<Command, IllegalCommand> {
     decode_by(&GUEST, low, high)
+}
+
+/// The rule of the first check that fails.
+fn rule_by(legality: &Legality, low: u64, high: u64) -> Option<&'static str> {
+    decode_by(legality, low, high).err().map(|IllegalCommand(reason)| reason.rule())
 }
 
 fn iotinval(gscid: Option<u32>, pscid: Option<u32>, range: Option<PageRange>) -> Iotinval {
@@ -84,7 +90,7 @@ fn gvma_operands_are_decoded() {
     assert_eq!(decode(GVMA | GV | 0x0fff_f000_0000_0000, 0), is(Some(0xffff), None), "GVM-02");
     assert_eq!(decode(GVMA | GV | AV, 0x400), is(Some(0), Some(page(0x1000))), "GVM-03");
     for low in [GVMA | PSCV, GVMA | PSCV | GV, GVMA | PSCV | GV | AV] {
-        assert_eq!(decode(low, 0), Err(IllegalCommand), "CMD-06, QCMD-02: {low:#x}");
+        assert_eq!(rule_by(&GUEST, low, 0), Some("CMD-06"), "QCMD-02: {low:#x}");
     }
 }
 
@@ -110,8 +116,8 @@ fn directory_operands_are_decoded() {
     assert_eq!(decode(low, 0), Ok(Command::IodirInvalDdt(Some(device(0xab_cdef)))), "CMD-10");
     let pdt = |did, pid| Ok(Command::IodirInvalPdt(device(did), ProcessId::truncate(pid)));
     assert_eq!(decode(INVAL_PDT | DV | 0xabcd_ef00_000f_f000, 0), pdt(0xab_cdef, 0xff), "CMD-10, DIR-03");
-    assert_eq!(decode(INVAL_PDT | 0x0000_0100_0000_1000, 0), Err(IllegalCommand), "CMD-12, QCMD-05");
-    assert_eq!(decode(INVAL_PDT, 0), Err(IllegalCommand), "CMD-12");
+    assert_eq!(rule_by(&GUEST, INVAL_PDT | 0x0000_0100_0000_1000, 0), Some("CMD-12"), "QCMD-05");
+    assert_eq!(rule_by(&GUEST, INVAL_PDT, 0), Some("CMD-12"), "CMD-12");
 }
 
 #[test]
@@ -136,7 +142,8 @@ fn every_reserved_bit_is_illegal() {
             words[word] ^= bit;
             let [low, high] = words;
             if mask[word] & bit != 0 {
-                assert_eq!(decode_by(&wide, low, high), Err(IllegalCommand), "{rule}: {low:#x} {high:#x}");
+                let broken = rule_by(&wide, low, high);
+                assert!(broken.is_some_and(|broken| rule.contains(broken)), "{rule}: {low:#x} {high:#x} {broken:?}");
             } else if ![(GVMA | GV, PSCV), (INVAL_PDT | DV, DV)].contains(&(words[word] ^ bit, bit)) {
                 assert!(decode_by(&wide, low, high).is_ok(), "{rule}: {low:#x} {high:#x}");
             }
@@ -152,6 +159,31 @@ fn every_other_opcode_and_func3_is_illegal() {
         // INVAL_PDT needs DV, which is a don't-care of a right kind elsewhere: GV, or DATA.
         let decoded = decode_by(&everything, head | DV, 0);
         assert_eq!(decoded.is_ok(), known, "CMD-01, QCMD-08, QCMD-09: {head:#x}");
+    }
+}
+
+#[test]
+fn an_illegal_command_says_which_field_breaks_which_rule() {
+    let nothing = Legality { capabilities: Capabilities::new(), wsi: false, mode: DdtpMode::Levels(1) };
+    let cases = [
+        (0x7f, 0, "opcode is reserved or custom (CMD-01)"),
+        (FENCE | 1 << 7, 0, "func3 is one the opcode does not have (CMD-01)"),
+        (VMA | WSI, 0, "IOTINVAL has a reserved bit that is 1 (CMD-04)"),
+        (VMA | NL, S, "IOTINVAL.NL needs capabilities.NL (CMD-04)"),
+        (GVMA | PSCV, S, "IOTINVAL.S needs capabilities.S (CMD-04)"),
+        (GVMA | PSCV, 0, "IOTINVAL.GVMA.PSCV is 1 (CMD-06)"),
+        (FENCE | WSI, 1 << 62, "IOFENCE.C has a reserved bit that is 1 (CMD-08)"),
+        (FENCE | WSI, 0, "IOFENCE.C.WSI needs fctl.WSI (CMD-09)"),
+        (INVAL_DDT, 1, "IODIR has a reserved bit that is 1 (CMD-10)"),
+        (INVAL_DDT | DV | 0x80 << 40, 0, "IODIR.DID is wider than ddtp.iommu_mode takes (CMD-13)"),
+        (INVAL_DDT | 1 << 12, 0, "IODIR.INVAL_DDT.PID is reserved and not 0 (CMD-11)"),
+        (INVAL_PDT, 0, "IODIR.INVAL_PDT.DV is 0 (CMD-12)"),
+        (INVAL_PDT | DV | 0x100 << 12, 0, "IODIR.INVAL_PDT.PID is wider than any process directory takes (CMD-14)"),
+        (ATS_INVAL, 0, "ATS needs capabilities.ATS (CMD-15)"),
+    ];
+    for (low, high, expected) in cases {
+        let error = decode_by(&nothing, low, high).map_err(|error| error.to_string());
+        assert_eq!(error, Err(std::format!("illegal or unsupported command: {expected}")), "CMD-02, CMD-17");
     }
 }
 
@@ -185,12 +217,12 @@ fn what_is_not_offered_is_illegal_whether_used_or_not() {
         }
     }
     for low in [FENCE | WSI, FENCE | WSI | AV | PR | PW] {
-        assert_eq!(decode_by(&Legality { wsi: false, ..GUEST }, low, 0), Err(IllegalCommand), "CMD-09");
+        assert_eq!(rule_by(&Legality { wsi: false, ..GUEST }, low, 0), Some("CMD-09"), "CMD-09");
         assert!(decode_by(&GUEST, low, 0).is_ok(), "CMD-09");
     }
     let ats = Legality { capabilities: GUEST.capabilities.with_ats(false), ..GUEST };
     for low in [ATS_INVAL, ATS_PRGR] {
-        assert_eq!(decode_by(&ats, low, 0), Err(IllegalCommand), "CMD-15, QCMD-06, QCMD-07");
+        assert_eq!(rule_by(&ats, low, 0), Some("CMD-15"), "QCMD-06, QCMD-07");
     }
 }
 

@@ -59,23 +59,25 @@ const RESERVED: Dwords = [
     0xffff_ffff_ffff_ffff,
 ];
 
-/// The cause a context is refused with.
-fn judge_as(context: Dwords, extended: bool, capabilities: Capabilities, be: bool) -> Result<Checked, u16> {
+fn fault_of(context: Dwords, extended: bool, capabilities: Capabilities, be: bool) -> Result<Checked, Fault> {
     let [tc, iohgatp, ta, fsc, ..] = context;
     let copied = if extended {
         Copied::Extended(zerocopy::transmute!(context))
     } else {
         Copied::Base(zerocopy::transmute!([tc, iohgatp, ta, fsc]))
     };
-    copied
-        .judge(&Rules {
-            capabilities,
-            be,
-            gxl: false,
-            gxl_writable: false,
-            qos_mask: if capabilities.qosid() { 0xfff } else { 0 },
-        })
-        .map_err(|fault| fault.cause.code())
+    copied.judge(&Rules {
+        capabilities,
+        be,
+        gxl: false,
+        gxl_writable: false,
+        qos_mask: if capabilities.qosid() { 0xfff } else { 0 },
+    })
+}
+
+/// The cause a context is refused with.
+fn judge_as(context: Dwords, extended: bool, capabilities: Capabilities, be: bool) -> Result<Checked, u16> {
+    fault_of(context, extended, capabilities, be).map_err(|fault| fault.cause.code())
 }
 
 /// The same in both formats, which have to agree: what is not given is 0.
@@ -268,6 +270,47 @@ fn msi_page_bits_end_with_the_guest_physical_width() {
 }
 
 #[test]
+fn a_misconfigured_context_says_which_field_breaks_which_rule() {
+    let none = Capabilities::new().with_msi_flat(true);
+    let cases: [(Capabilities, Dwords, &str); 26] = [
+        (ALL, [V | 1 << 63, 0, 0, 0, 0, 0, 0, 0], "DC.tc has a reserved bit that is 1 (DCK-01)"),
+        (ALL, [V, 0, 1, 0, 0, 0, 0, 0], "DC.ta has a reserved bit that is 1 (DCK-01)"),
+        (ALL, [V, 0, 0, 1 << 44, 0, 0, 0, 0], "DC.fsc has a reserved bit that is 1 (DCK-01)"),
+        (ALL, [V, 0, 0, 0, 1 << 44, 0, 0, 0], "DC.msiptp has a reserved bit that is 1 (DCK-01)"),
+        (ALL, [V, 0, 0, 0, 0, 1 << 52, 0, 0], "DC.msi_addr_mask has a reserved bit that is 1 (DCK-01)"),
+        (ALL, [V, 0, 0, 0, 0, 0, 1 << 47, 0], "DC.msi_addr_pattern has a reserved bit that is 1 (DCK-01)"),
+        (ALL, [V, 0, 0, 0, 0, 0, 0, 1], "DC has a reserved bit that is 1 (DCK-01)"),
+        (none, [V | EN_ATS, 0, 0, 0, 0, 0, 0, 0], "DC.tc.EN_ATS needs capabilities.ATS (DCK-02)"),
+        (none, [V | EN_PRI, 0, 0, 0, 0, 0, 0, 0], "DC.tc.EN_PRI needs capabilities.ATS (DCK-02)"),
+        (none, [V | PRPR, 0, 0, 0, 0, 0, 0, 0], "DC.tc.PRPR needs capabilities.ATS (DCK-02)"),
+        (ALL, [V | T2GPA, 0, 0, 0, 0, 0, 0, 0], "DC.tc.T2GPA needs EN_ATS (DCK-03)"),
+        (ALL, [V | EN_PRI, 0, 0, 0, 0, 0, 0, 0], "DC.tc.EN_PRI needs EN_ATS (DCK-04)"),
+        (ALL, [V | PRPR, 0, 0, 0, 0, 0, 0, 0], "DC.tc.PRPR needs EN_PRI (DCK-05)"),
+        (
+            none.with_ats(true),
+            [V | EN_ATS | T2GPA, 0, 0, 0, 0, 0, 0, 0],
+            "DC.tc.T2GPA needs capabilities.T2GPA (DCK-06)",
+        ),
+        (ALL, [V | EN_ATS | T2GPA, 0, 0, 0, 0, 0, 0, 0], "DC.tc.T2GPA needs a second stage in iohgatp (DCK-07)"),
+        (none, [V | PDTV, 0, 0, 1 << 60, 0, 0, 0, 0], "DC.fsc.pdtp.MODE is not one that capabilities has (DCK-08)"),
+        (none, [V, 0, 0, 8 << 60, 0, 0, 0, 0], "DC.fsc.iosatp.MODE is not one that capabilities has (DCK-09 to -11)"),
+        (ALL, [V | DPE, 0, 0, 0, 0, 0, 0, 0], "DC.tc.DPE needs PDTV (DCK-12)"),
+        (none, [V, SV39X4, 0, 0, 0, 0, 0, 0], "DC.iohgatp.MODE is not one that capabilities has (DCK-13 to -15)"),
+        (ALL, [V, SV39X4, 0, 0, 2 << 60, 0, 0, 0], "DC.msiptp.MODE is neither Off nor Flat (DCK-16)"),
+        (ALL, [V, SV39X4 | 2, 0, 0, 0, 0, 0, 0], "DC.iohgatp.PPN is not a multiple of 4 (DCK-17)"),
+        (none, [V | SADE, 0, 0, 0, 0, 0, 0, 0], "DC.tc.SADE needs capabilities.AMO_HWAD (DCK-18)"),
+        (none, [V | SBE, 0, 0, 0, 0, 0, 0, 0], "DC.tc.SBE differs from fctl.BE without capabilities.END (DCK-19)"),
+        (ALL, [V | SXL, 0, 0, 0, 0, 0, 0, 0], "DC.tc.SXL is 1 although fctl.GXL can only be 0 (DCK-20)"),
+        (none, [V, 0, 1 << 40, 0, 0, 0, 0, 0], "DC.ta.RCID is too wide (DCK-22)"),
+        (ALL, [V, 0, 0, 0, 1 << 60, 0, 0, 0], "DC.msiptp.MODE needs a second stage in iohgatp (DCK-23)"),
+    ];
+    for (capabilities, context, expected) in cases {
+        let reason = fault_of(context, true, capabilities, false).unwrap_err().reason;
+        assert_eq!(reason.map(ToString::to_string).as_deref(), Some(expected));
+    }
+}
+
+#[test]
 fn of_a_context_that_is_not_valid_nothing_else_is_looked_at() {
     for extended in [false, true] {
         for dword in 0..if extended { 8 } else { 4 } {
@@ -316,7 +359,8 @@ fn a_good_context_says_what_its_first_stage_is() {
     }
 }
 
-/// The checks a context breaks, on plain numbers: the table of the rules once more, for contexts at random.
+/// The checks a context breaks, in their order, on plain numbers: the table of the rules once more, for contexts at
+/// random.
 fn broken(context: Dwords, extended: bool, caps: Capabilities, be: bool) -> Vec<&'static str> {
     let [tc, iohgatp, ta, fsc, msiptp, mask, pattern, last] = context;
     let is = |bit: u64| tc & bit != 0;
@@ -334,11 +378,12 @@ fn broken(context: Dwords, extended: bool, caps: Capabilities, be: bool) -> Vec<
     let offered = |mode: u64, list: &[(u64, u32)]| {
         mode == 0 || list.iter().any(|&(encoding, capability)| encoding == mode && cap(capability))
     };
+    let first_stages: &[_] = if is(SXL) { &[(8, 8)] } else { &[(8, 9), (9, 10), (10, 11)] };
     let reserved = tc & RESERVED[0] | ta & RESERVED[2] | fsc & RESERVED[3];
     let reserved_msi = extended && (msiptp & RESERVED[4] | last != 0 || page(mask) || page(pattern));
     let ats = cap(25);
     let all = [
-        ("DCK-01", reserved != 0 || reserved_msi || (!cap(41) && ta >> 40 != 0)),
+        ("DCK-01", reserved != 0 || reserved_msi),
         ("DCK-02", !ats && (is(EN_ATS) || is(EN_PRI) || is(PRPR))),
         ("DCK-03", !is(EN_ATS) && is(T2GPA)),
         ("DCK-04", !is(EN_ATS) && is(EN_PRI)),
@@ -346,14 +391,16 @@ fn broken(context: Dwords, extended: bool, caps: Capabilities, be: bool) -> Vec<
         ("DCK-06", !cap(26) && is(T2GPA)),
         ("DCK-07", is(T2GPA) && hg == 0),
         ("DCK-08", is(PDTV) && !offered(fs, &[(1, 38), (2, 39), (3, 40)])),
-        ("DCK-09, DCK-10", !is(PDTV) && !offered(fs, &[(8, 9), (9, 10), (10, 11)])),
+        ("DCK-09 to -11", !is(PDTV) && !offered(fs, first_stages)),
         ("DCK-12", !is(PDTV) && is(DPE)),
-        ("DCK-13, DCK-14", !offered(hg, &[(8, 17), (9, 18), (10, 19)])),
+        ("DCK-13 to -15", !offered(hg, &[(8, 17), (9, 18), (10, 19)])),
         ("DCK-16", msi > 1),
         ("DCK-17", hg != 0 && iohgatp & 3 != 0),
         ("DCK-18", !cap(24) && (is(SADE) || is(GADE))),
         ("DCK-19", !cap(27) && is(SBE) != be),
         ("DCK-20", is(SXL)),
+        // Without QOSID they are reserved.
+        ("DCK-22", !cap(41) && ta >> 40 != 0),
         ("DCK-23", hg == 0 && msi != 0),
     ];
     all.into_iter().filter(|(_, broken)| *broken).map(|(rule, _)| rule).collect()
@@ -401,7 +448,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
     #[test]
-    fn a_context_is_good_exactly_if_it_breaks_no_rule(
+    fn a_context_is_good_exactly_if_it_breaks_no_rule_and_else_the_first_is_named(
         context in contexts(),
         extended: bool,
         be: bool,
@@ -410,11 +457,13 @@ proptest! {
     ) {
         let caps = Capabilities::from_bits(caps[0] | caps[1]).with_pas(pas);
         let rules = broken(context, extended, caps, be);
-        let expected = match (context[0] & V, rules.is_empty()) {
-            (0, _) => Err(258),
-            (_, false) => Err(259),
-            (_, true) => Ok(()),
+        let expected = match (context[0] & V, rules.first()) {
+            (0, _) => Err((258, Some("DDT-12"))),
+            (_, Some(first)) => Err((259, Some(*first))),
+            (_, None) => Ok(()),
         };
-        prop_assert_eq!(judge_as(context, extended, caps, be).map(|_| ()), expected, "{:?}", rules);
+        let judged = fault_of(context, extended, caps, be).map(|_| ());
+        let judged = judged.map_err(|fault| (fault.cause.code(), fault.reason.map(Violation::rule)));
+        prop_assert_eq!(judged, expected, "{:?}", rules);
     }
 }
