@@ -31,7 +31,7 @@
 //! |---|---|---|
 //! | 0 | `fault::cause` [`error`] [`id`] [`addr`] `progress` `attachment` | newtypes, host errors, what a call left to do |
 //! | 1 | [`regs::layout`] [`regs::capabilities`] [`regs`] [`fault`] [`backend`] | register formats and where each register is; causes; the host's traits and orders |
-//! | 2 | formats [`ddt::entry`] [`pdt::entry`] [`cmdq::command`] [`ats::message`] [`faultq::record`] [`pageq::record`] [`pt::pte`] [`msi::pte`], `regs::file` `config` `mem` `ring` | records in memory; the register file; what is offered; the one place that reads and writes records; queue indices |
+//! | 2 | formats [`ddt::entry`] [`pdt::entry`] [`cmdq::command`] [`ats::message`] [`faultq::record`] [`pageq::record`] [`pt::pte`] [`msi::pte`], `regs::file` `config` `mem` `ring` `last_error` | records in memory; the register file; what is offered; the one place that reads and writes records; queue indices; what was refused |
 //! | 3 | `ioatc` [`pt`] | what translation remembers; the way down the page tables of both stages |
 //! | 4 | [`ddt`] [`msi`] | locating and checking a device context; MSI page tables |
 //! | 5 | [`pdt`] | locating and checking a process context |
@@ -86,6 +86,7 @@ mod hpm;
 pub mod id;
 mod interrupt;
 mod ioatc;
+mod last_error;
 mod mem;
 #[cfg(feature = "mock")]
 pub mod mock;
@@ -123,6 +124,7 @@ pub use error::{
 pub use fault::{Cause, TransactionType};
 pub use faultq::{FaultHead, FaultRecord, HostFault, Quirks};
 pub use id::{DeviceId, FirstStageMode, Gscid, Itag, Prgi, ProcessDirectoryMode, ProcessId, Pscid, SecondStageMode};
+pub use last_error::LastError;
 pub use nest::Health;
 pub use pageq::{PageRequest, PageRequestPayload};
 pub use progress::Progress;

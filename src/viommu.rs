@@ -20,6 +20,7 @@ use crate::fault::Fault;
 use crate::faultq::{self, FaultQueue, Fenced, Origin};
 use crate::id::DeviceId;
 use crate::interrupt::Signals;
+use crate::last_error::LastError;
 use crate::nest::{Barrier, Health, Nest};
 use crate::progress::{Budget, Progress};
 use crate::regs::file::{Effect, Registers};
@@ -331,6 +332,17 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         self.stats
     }
 
+    /// What was refused last since the [`reset`](Self::reset), of what the guest said or of what the host was ordered:
+    /// which field of which command or context, and by which rule. For who debugs a guest driver; what a guest does
+    /// is logged at `debug` at most, and this is the line.
+    ///
+    /// A context counts when a passthrough device is to get it, and when a request of any device comes to grief by it,
+    /// recorded or not. Page faults do not count, nor does a device that has no context and asks for nothing.
+    #[must_use]
+    pub const fn last_error(&self) -> Option<LastError> {
+        self.nest.noted.last()
+    }
+
     /// The host.
     #[must_use]
     pub const fn backend(&self) -> &B {
@@ -428,6 +440,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     }
 
     fn record(&mut self, fault: Fault, origin: &Origin, dtf: bool) {
+        self.nest.noted.note_context(origin.device, origin.process, &fault);
         let (faults, mut env, stats) = self.fault_queue();
         stats.count(faults.report(fault, origin, dtf, &mut env));
     }

@@ -11,12 +11,14 @@ pub use counts::CommandCounts;
 
 use zerocopy::FromZeros;
 
+use crate::addr::Gpa;
 use crate::ats::{Full, Itags};
 use crate::backend::{Ats, Backend, FenceScope, Invalidation, Pages, Post};
 use crate::drain::Drains;
 use crate::emulated::Emulated;
-use crate::error::MemoryFault;
+use crate::error::{IllegalCommand, MemoryFault};
 use crate::id::DeviceId;
+use crate::last_error::LastError;
 use crate::mem::View;
 use crate::nest::{Barrier, Nest};
 use crate::progress::{Budget, Progress};
@@ -122,10 +124,14 @@ impl CommandQueue {
         }
         while runs(env.registers.cqcsr()) && env.registers.cqh() != env.registers.cqt() {
             let mut buffer = [RawCommand::new_zeroed(); SPAN];
-            let Ok(commands) = fetch(env, &mut buffer) else {
+            let commands = match fetch(env, &mut buffer) {
+                Ok(commands) => commands,
                 // UNSPECIFIED: corrupted memory is a memory fault too (rule CQ-15).
-                set_status(env.registers, |csr| csr.with_cqmf(true));
-                break;
+                Err(fault) => {
+                    let at = Ring::<16>::new(env.registers.cqb()).address(env.registers.cqh());
+                    stop_at_memory(env, at, fault);
+                    break;
+                }
             };
             // What is behind a command that waits or stops is dropped here, and fetched again when its turn comes.
             for &command in commands {
@@ -150,11 +156,15 @@ impl CommandQueue {
     ) -> Flow {
         let registers = &*env.registers;
         let legality = Legality::new(registers.capabilities(), registers.fctl().wsi(), registers.mode());
-        let Ok(command) = Command::decode(raw, &legality) else {
-            log::debug!("illegal command {raw:x?}");
-            env.counts.count_illegal();
-            set_status(env.registers, |csr| csr.with_cmd_ill(true));
-            return Flow::Stop;
+        let command = match Command::decode(raw, &legality) {
+            Ok(command) => command,
+            Err(IllegalCommand(reason)) => {
+                let index = env.registers.cqh();
+                env.nest.noted.note(LastError::IllegalCommand { index, command: raw, reason });
+                env.counts.count_illegal();
+                set_status(env.registers, |csr| csr.with_cmd_ill(true));
+                return Flow::Stop;
+            }
         };
         log::trace!("{command:x?}");
         match command {
@@ -235,8 +245,8 @@ impl CommandQueue {
             return Flow::Stop;
         }
         if let Some((at, data)) = fence.store {
-            if View::of(env.registers).post(env.backend, at, data, Post::FenceData).is_err() {
-                set_status(env.registers, |csr| csr.with_cqmf(true));
+            if let Err(fault) = View::of(env.registers).post(env.backend, at, data, Post::FenceData) {
+                stop_at_memory(env, at, fault);
                 return Flow::Stop;
             }
         }
@@ -332,6 +342,17 @@ fn step_over<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: 
     let next = ring.next(env.registers.cqh());
     env.registers.set_cqh(next);
     env.counts.count(command);
+}
+
+/// The command at the head stops the queue, because of what it found `at` an address.
+fn stop_at_memory<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>(
+    env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
+    at: Gpa,
+    fault: MemoryFault,
+) {
+    let index = env.registers.cqh();
+    env.nest.noted.note(LastError::CommandMemory { index, at, fault });
+    set_status(env.registers, |csr| csr.with_cqmf(true));
 }
 
 /// Sets a status bit; all but `fence_w_ip` stop the queue.

@@ -20,6 +20,7 @@ use crate::backend::{Backend, Ticket};
 use crate::config::mismatch;
 use crate::error::{AttachError, DetachError, OrderError};
 use crate::id::DeviceId;
+use crate::last_error::Noted;
 use crate::regs::Capabilities;
 
 use batch::Batch;
@@ -73,6 +74,8 @@ pub(crate) struct Nest<D, const DEVICES: usize, const BATCH: usize> {
     shut: bool,
     /// Every device is being driven anew after a restore; `Some(true)`: the image's hardware was not clean.
     restoring: Option<bool>,
+    /// What was refused last, of the guest or by the host.
+    pub(crate) noted: Noted,
     residue: Residue,
     /// Where the search for a context that became valid goes on.
     probed: usize,
@@ -96,6 +99,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             locked: false,
             shut: false,
             restoring: None,
+            noted: Noted::NOTHING,
             residue: Residue::None,
             probed: 0,
         }
@@ -187,6 +191,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             locked,
             shut,
             restoring,
+            noted,
             residue: _,
             probed,
         } = self;
@@ -196,6 +201,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         *locked = false;
         *shut = false;
         *restoring = None;
+        *noted = Noted::NOTHING;
         *probed = 0;
         for slot in slots {
             slot.restart();

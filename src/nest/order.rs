@@ -2,6 +2,7 @@
 
 use crate::backend::{Backend, Completion, Context, FenceOutcome, FenceScope, Invalidation, PhysicalIommu, Ticket};
 use crate::error::OrderError;
+use crate::last_error::LastError;
 use crate::progress::{Budget, Progress};
 use crate::regs::file::Registers;
 
@@ -187,6 +188,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
     fn lock<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) {
         if !self.locked {
             log::warn!("the physical IOMMU refused to invalidate; every device of this VM is blocked");
+            self.noted.note(LastError::HostInvalidation);
             self.health = Health::Degraded;
             self.locked = true;
             for slot in &mut self.slots {
@@ -213,6 +215,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
     /// The physical side failed: one attempt to block every device, and no further order.
     pub(super) fn fail<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) {
         log::warn!("the physical IOMMU failed; this VM must be stopped");
+        self.noted.note(LastError::HostFailed);
         self.health = Health::Failed;
         self.batch.clear();
         for slot in &mut self.slots {

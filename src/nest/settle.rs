@@ -2,6 +2,7 @@
 
 use crate::backend::{Applied, Backend, Context, FenceScope, Invalidation, PhysicalIommu};
 use crate::error::OrderError;
+use crate::last_error::LastError;
 use crate::progress::{Budget, Progress};
 use crate::regs::file::Registers;
 
@@ -63,6 +64,10 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             slot.unasked = why == Reread::Unasked;
             slot.owed |= why == Reread::Named;
             slot.not_valid = reading.is_not_valid();
+            if let (Reading::None(fault), false) = (reading, slot.not_valid) {
+                // A device that has no context yet is how every guest begins.
+                self.noted.note_context(slot.id(), None, &fault);
+            }
             slot.dtf = reading.dtf().unwrap_or(slot.dtf);
             let wanted = if slot.refused { Context::Blocked } else { reading.context() };
             if slot.wanted != wanted {
@@ -95,7 +100,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
                 slot.changed(Context::Blocked, true);
                 slot.detours = slot.detours.saturating_add(1);
                 if slot.detours > MAX_DETOURS {
-                    log::debug!("the physical IOMMU does not get to a context");
+                    self.noted.note(LastError::HostContext { device: slot.id(), context: slot.wanted });
                     slot.refuse();
                     self.health = self.health.max(Health::Degraded);
                     self.block_unknown(physical)?;
@@ -107,7 +112,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             }
             Err(OrderError::Busy) => return Ok(Progress::Waiting),
             Err(OrderError::Refused { .. }) => {
-                log::debug!("the physical IOMMU refused a context");
+                self.noted.note(LastError::HostContext { device: slot.id(), context: slot.wanted });
                 slot.refuse();
                 self.health = self.health.max(Health::Degraded);
                 self.block_unknown(physical)?;
