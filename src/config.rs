@@ -2,7 +2,7 @@
 
 mod host;
 
-pub(crate) use host::mismatch;
+pub(crate) use host::{Mismatch, mismatch};
 
 use host::nested;
 
@@ -153,10 +153,11 @@ impl Config {
         Self { offer: self.offer.with_end(end), ..self }
     }
 
-    /// Offers ATS and page requests to emulated devices, where each device's [`DevicePolicy`](crate::DevicePolicy)
-    /// grants them: [`next_message`](crate::VIommu::next_message), [`page_request`](crate::VIommu::page_request).
-    ///
-    /// Not together with [`nested`](Self::nested).
+    /// Offers ATS and page requests, where each device's [`DevicePolicy`](crate::DevicePolicy) grants them; with
+    /// [`nested`](Self::nested) where the host's IOMMU has ATS. For emulated devices there are
+    /// [`next_message`](crate::VIommu::next_message) and [`page_request`](crate::VIommu::page_request), for passthrough
+    /// devices [`ats_invalidate`](crate::PhysicalIommu::ats_invalidate) and
+    /// [`report_page_request`](crate::VIommu::report_page_request).
     #[must_use]
     pub const fn with_ats(self, ats: bool) -> Self {
         Self { ats, ..self }
@@ -253,7 +254,7 @@ impl Config {
             .with_nl(offer.nl())
             .with_s(offer.s());
         let capabilities = if self.nesting {
-            let nested = nested(own, offer, host);
+            let nested = nested(own, offer.with_ats(offer.ats() && self.ats), host);
             if let Some(missing) = mismatch(nested, host) {
                 return Err(missing.into_config_error());
             }
@@ -311,7 +312,6 @@ impl Config {
         let asked = [
             (self.second_stage, "a second stage of the guest's own"),
             (self.gxl != Gxl::Zero, "RV32"),
-            (self.ats, "ATS"),
             (self.debug, "DBG"),
             (self.counters != 0, "HPM"),
             (self.qos_bits != 0, "QOSID"),

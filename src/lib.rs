@@ -133,4 +133,4 @@ pub use stats::Stats;
 pub use translate::{
     AtsCompletion, AtsRequest, AtsTranslation, Pbmt, Permissions, QosIds, Request, Target, Translation,
 };
-pub use viommu::{Attached, DevicePolicy, Pieces, VIommu};
+pub use viommu::{Attached, DevicePolicy, PageRequestOutcome, Pieces, VIommu};

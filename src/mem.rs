@@ -3,7 +3,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::addr::{Gpa, low_bits};
+use crate::addr::{Gpa, PAGE_SIZE, low_bits};
 use crate::backend::{GuestMemory, Post};
 use crate::error::MemoryFault;
 use crate::regs::file::Registers;
@@ -12,6 +12,36 @@ use crate::regs::{Lanes, Width, low_half};
 /// Times a word is looked at anew because it changed under its update.
 // UNSPECIFIED: the specification repeats without end, which a vCPU could make use of (rule VT-13).
 pub(crate) const ATTEMPTS: u8 = 8;
+
+/// Guest memory behind glass: a walk sees what it would come to, and changes nothing. Updates of entries come true for the
+/// walk alone.
+#[derive(Debug)]
+pub(crate) struct Glass<'a, M> {
+    pub(crate) memory: &'a M,
+    /// A page that is taken for not there.
+    pub(crate) hole: Option<Gpa>,
+}
+
+impl<M: GuestMemory> GuestMemory for Glass<'_, M> {
+    fn load(&self, at: Gpa, out: &mut [u64]) -> Result<(), MemoryFault> {
+        match self.hole {
+            Some(hole) if (hole.get() ^ at.get()) < PAGE_SIZE => Err(MemoryFault::Access),
+            _ => self.memory.load(at, out),
+        }
+    }
+
+    fn store(&mut self, _at: Gpa, _words: &[u64]) -> Result<(), MemoryFault> {
+        Err(MemoryFault::Access)
+    }
+
+    fn post(&mut self, _at: Gpa, _data: u32, _why: Post) -> Result<(), MemoryFault> {
+        Err(MemoryFault::Access)
+    }
+
+    fn compare_exchange(&mut self, _at: Gpa, _width: Width, _old: u64, _new: u64) -> Result<bool, MemoryFault> {
+        Ok(true)
+    }
+}
 
 /// How the guest's structures are to be read: what `fctl.BE` and `capabilities.PAS` say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

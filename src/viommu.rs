@@ -7,6 +7,7 @@ mod monitor;
 mod passthrough;
 
 pub use dma::Pieces;
+pub use passthrough::PageRequestOutcome;
 
 use crate::ats::Itags;
 use crate::attachment::{Attachment, Generations};
@@ -36,7 +37,8 @@ use crate::translate::Caches;
 /// | `DEVICES` | passthrough devices that can be attached at a time, and as many emulated ones | 16 |
 /// | `BATCH` | invalidations for the physical side that are held back to go out together | 16 |
 /// | `CACHE` | contexts and translations, of each kind, remembered for emulated devices; 0: none. About 250 bytes each, searched one after the other: 16 to 256 are useful, more can be slower than none | 0 |
-/// | `ITAGS` | ATS invalidations that emulated devices have not completed, 1 to 32 | 2 |
+/// | `ITAGS` | ATS invalidations that are not complete, 1 to 32: so many of emulated devices, and of passthrough ones | 2 |
+/// | `GROUPS` | page-request groups of passthrough devices that the guest has not answered | 8 |
 ///
 /// Calls that can leave work behind return a [`Progress`]: [`Runnable`](Progress::Runnable) asks for [`run`](Self::run)
 /// before the vCPU goes on or blocks, [`Waiting`](Progress::Waiting) for [`fence_done`](Self::fence_done) when the
@@ -65,6 +67,7 @@ pub struct VIommu<
     const BATCH: usize = 16,
     const CACHE: usize = 0,
     const ITAGS: usize = 2,
+    const GROUPS: usize = 8,
 > {
     backend: B,
     /// `None` until [`start`](Self::start).
@@ -75,7 +78,7 @@ pub struct VIommu<
     signals: Signals,
     faults: FaultQueue,
     commands: CommandQueue,
-    nest: Nest<B::Device, DEVICES, BATCH>,
+    nest: Nest<B::Device, DEVICES, BATCH, ITAGS, GROUPS>,
     emulated: Emulated<DEVICES>,
     ats: Itags<ITAGS>,
     caches: Caches<CACHE>,
@@ -139,8 +142,8 @@ pub struct Attached {
     pub progress: Progress,
 }
 
-impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>
-    VIommu<B, DEVICES, BATCH, CACHE, ITAGS>
+impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize, const GROUPS: usize>
+    VIommu<B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>
 {
     /// A vIOMMU that does nothing until [`start`](Self::start): registers read 0.
     #[must_use]

@@ -31,10 +31,17 @@ use crate::translate::Caches;
 const SPAN: usize = 16;
 
 /// What the queue works on.
-pub(crate) struct Env<'a, B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>
-{
+pub(crate) struct Env<
+    'a,
+    B: Backend,
+    const DEVICES: usize,
+    const BATCH: usize,
+    const CACHE: usize,
+    const ITAGS: usize,
+    const GROUPS: usize,
+> {
     pub(crate) registers: &'a mut Registers,
-    pub(crate) nest: &'a mut Nest<B::Device, DEVICES, BATCH>,
+    pub(crate) nest: &'a mut Nest<B::Device, DEVICES, BATCH, ITAGS, GROUPS>,
     pub(crate) emulated: &'a Emulated<DEVICES>,
     pub(crate) ats: &'a mut Itags<ITAGS>,
     pub(crate) caches: &'a mut Caches<CACHE>,
@@ -97,9 +104,10 @@ impl CommandQueue {
         const BATCH: usize,
         const CACHE: usize,
         const ITAGS: usize,
+        const GROUPS: usize,
     >(
         &mut self,
-        env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
+        env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
     ) -> Progress {
         let progress = self.execute(env);
         let csr = env.registers.cqcsr();
@@ -111,9 +119,16 @@ impl CommandQueue {
         progress.max(env.nest.settle(env.registers, env.backend, env.budget))
     }
 
-    fn execute<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>(
+    fn execute<
+        B: Backend,
+        const DEVICES: usize,
+        const BATCH: usize,
+        const CACHE: usize,
+        const ITAGS: usize,
+        const GROUPS: usize,
+    >(
         &mut self,
-        env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
+        env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
     ) -> Progress {
         if self.fence.is_some() {
             match self.go_on_with_fence(env) {
@@ -149,10 +164,17 @@ impl CommandQueue {
     }
 
     /// Decides on the one copy of the command.
-    fn carry_out<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>(
+    fn carry_out<
+        B: Backend,
+        const DEVICES: usize,
+        const BATCH: usize,
+        const CACHE: usize,
+        const ITAGS: usize,
+        const GROUPS: usize,
+    >(
         &mut self,
         raw: RawCommand,
-        env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
+        env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
     ) -> Flow {
         let registers = &*env.registers;
         let legality = Legality::new(registers.capabilities(), registers.fctl().wsi(), registers.mode());
@@ -185,6 +207,9 @@ impl CommandQueue {
                 env.forget_dma(&Invalidation::Everything);
             }
             Command::IodirInvalPdt(device, process) => {
+                if let Err(progress) = env.nest.inval_pdt(device, process, env.backend) {
+                    return Flow::Wait(progress);
+                }
                 env.caches.forget_process(device, process);
                 env.forget_dma(&Invalidation::Device(device));
             }
@@ -193,9 +218,14 @@ impl CommandQueue {
                 env.caches.forget_device(device);
                 env.forget_dma(&device.map_or(Invalidation::Everything, Invalidation::Device));
             }
-            Command::AtsInval(_) | Command::AtsPrgr(_) => {
-                if let Err(Full) = message(&command, env) {
-                    return Flow::Wait(Progress::Waiting);
+            Command::AtsInval(operands) => {
+                if let Err(progress) = invalidate_at_device(&operands, env) {
+                    return Flow::Wait(progress);
+                }
+            }
+            Command::AtsPrgr(operands) => {
+                if let Err(progress) = respond_to_device(&operands, env) {
+                    return Flow::Wait(progress);
                 }
             }
             Command::IofenceC(fence) => {
@@ -214,9 +244,10 @@ impl CommandQueue {
         const BATCH: usize,
         const CACHE: usize,
         const ITAGS: usize,
+        const GROUPS: usize,
     >(
         &mut self,
-        env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
+        env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
     ) -> Flow {
         let Some(Fence { command: fence, barrier, drains }) = &mut self.fence else {
             return Flow::Next;
@@ -258,8 +289,8 @@ impl CommandQueue {
     }
 }
 
-impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>
-    Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>
+impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize, const GROUPS: usize>
+    Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>
 {
     /// Emulated devices are to forget translations, too: those in use are waited for by the next fence. Of a device
     /// that is none of them nothing is told.
@@ -286,23 +317,42 @@ fn first_stage<D>(operands: &Iotinval) -> Invalidation<D> {
     }
 }
 
-/// Sends the message of an ATS command, if it names a device that takes part in ATS. Other functions have none: no
-/// timeout is made up for them (rules VC-11, VC-71).
-fn message<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>(
-    command: &Command,
-    env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
-) -> Result<(), Full> {
-    let to = |destination: Destination| {
-        env.emulated.named(destination.device()).filter(|device| device.ats != Ats::Off).map(|device| device.attachment)
-    };
-    match command {
-        Command::AtsInval(operands) => {
-            to(operands.destination).map_or(Ok(()), |device| env.ats.invalidate(device, operands))
-        }
-        Command::AtsPrgr(operands) => {
-            to(operands.destination).map_or(Ok(()), |device| env.ats.respond(device, operands))
-        }
-        _ => Ok(()),
+/// `ATS.INVAL`, to a device that takes part in ATS. Other functions have none: no timeout is made up for them (rules
+/// VC-11, VC-71).
+fn invalidate_at_device<
+    B: Backend,
+    const DEVICES: usize,
+    const BATCH: usize,
+    const CACHE: usize,
+    const ITAGS: usize,
+    const GROUPS: usize,
+>(
+    operands: &AtsInval,
+    env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
+) -> Result<(), Progress> {
+    match env.emulated.named(operands.destination.device()) {
+        None => env.nest.ats_invalidate(operands, env.registers, env.backend, env.budget),
+        Some(device) if device.ats == Ats::Off => Ok(()),
+        Some(device) => env.ats.invalidate(device.attachment, operands).map_err(|Full| Progress::Waiting),
+    }
+}
+
+/// `ATS.PRGR`, to a device that makes page requests; others are none the wiser.
+fn respond_to_device<
+    B: Backend,
+    const DEVICES: usize,
+    const BATCH: usize,
+    const CACHE: usize,
+    const ITAGS: usize,
+    const GROUPS: usize,
+>(
+    operands: &AtsPrgr,
+    env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
+) -> Result<(), Progress> {
+    match env.emulated.named(operands.destination.device()) {
+        None => env.nest.respond(operands, env.backend),
+        Some(device) if device.ats == Ats::Off => Ok(()),
+        Some(device) => env.ats.respond(device.attachment, operands).map_err(|Full| Progress::Waiting),
     }
 }
 
@@ -313,8 +363,16 @@ const fn runs(csr: Cqcsr) -> bool {
 
 /// Reads the commands at the head, one load where they are contiguous. A load that fails is tried again for the first
 /// of them alone, so that those before the unreadable one are carried out.
-fn fetch<'b, B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>(
-    env: &Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
+fn fetch<
+    'b,
+    B: Backend,
+    const DEVICES: usize,
+    const BATCH: usize,
+    const CACHE: usize,
+    const ITAGS: usize,
+    const GROUPS: usize,
+>(
+    env: &Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
     buffer: &'b mut [RawCommand; SPAN],
 ) -> Result<&'b [RawCommand], MemoryFault> {
     let registers = &*env.registers;
@@ -334,9 +392,16 @@ fn fetch<'b, B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: 
 }
 
 /// The head moves past the command at it.
-fn step_over<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>(
+fn step_over<
+    B: Backend,
+    const DEVICES: usize,
+    const BATCH: usize,
+    const CACHE: usize,
+    const ITAGS: usize,
+    const GROUPS: usize,
+>(
     command: &Command,
-    env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
+    env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
 ) {
     let ring = Ring::<16>::new(env.registers.cqb());
     let next = ring.next(env.registers.cqh());
@@ -345,8 +410,15 @@ fn step_over<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: 
 }
 
 /// The command at the head stops the queue, because of what it found `at` an address.
-fn stop_at_memory<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>(
-    env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS>,
+fn stop_at_memory<
+    B: Backend,
+    const DEVICES: usize,
+    const BATCH: usize,
+    const CACHE: usize,
+    const ITAGS: usize,
+    const GROUPS: usize,
+>(
+    env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
     at: Gpa,
     fault: MemoryFault,
 ) {

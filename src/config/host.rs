@@ -10,14 +10,30 @@ pub(super) fn nested(own: Capabilities, offer: Capabilities, host: &HostCapabili
     let physical = host.capabilities;
     let sv39 = offer.sv39() && physical.sv39();
     let sv48 = offer.sv48() && physical.sv48() && sv39;
-    own.with_sv39(sv39)
-        .with_sv48(sv48)
-        .with_sv57(offer.sv57() && physical.sv57() && sv48)
+    let sv57 = offer.sv57() && physical.sv57() && sv48;
+    let stages = own.with_sv39(sv39).with_sv48(sv48).with_sv57(sv57);
+    // Hardware reads process contexts unchecked, and honours every scheme it has in them.
+    let processes = hidden_scheme(stages, physical).is_none();
+    stages
+        .with_pd8(offer.pd8() && physical.pd8() && processes)
+        .with_pd17(offer.pd17() && physical.pd17() && processes)
+        .with_pd20(offer.pd20() && physical.pd20() && processes)
+        .with_ats(offer.ats() && physical.ats())
         .with_svpbmt(offer.svpbmt() && physical.svpbmt())
         .with_svrsw60t59b(offer.svrsw60t59b() && physical.svrsw60t59b())
         .with_amo_hwad(offer.amo_hwad() && updates_guest_leaves(host))
         .with_end(offer.end() && physical.end())
         .with_pas(offer.pas().min(host.second_stage.input_width()))
+}
+
+/// A first-stage scheme that the IOMMU has and the guest was not promised.
+fn hidden_scheme(promised: Capabilities, physical: Capabilities) -> Option<&'static str> {
+    let hidden = [
+        (physical.sv39() && !promised.sv39(), "Sv39"),
+        (physical.sv48() && !promised.sv48(), "Sv48"),
+        (physical.sv57() && !promised.sv57(), "Sv57"),
+    ];
+    hidden.iter().find(|(hidden, _)| *hidden).map(|&(_, name)| name)
 }
 
 /// Whether hardware may set A and D bits in guest tables: it can, and the second stage lets it (rule MRG-11).
@@ -69,6 +85,9 @@ pub(crate) fn mismatch(promised: Capabilities, host: &HostCapabilities) -> Optio
         (!promised.sv39() || physical.sv39(), "Sv39"),
         (!promised.sv48() || physical.sv48(), "Sv48"),
         (!promised.sv57() || physical.sv57(), "Sv57"),
+        (!promised.pd8() || physical.pd8(), "PD8"),
+        (!promised.pd17() || physical.pd17(), "PD17"),
+        (!promised.pd20() || physical.pd20(), "PD20"),
         (!promised.amo_hwad() || updates_guest_leaves(host), "AMO_HWAD"),
         (!promised.end() || physical.end(), "END"),
         (!promised.svpbmt() || physical.svpbmt(), "Svpbmt"),
@@ -78,6 +97,8 @@ pub(crate) fn mismatch(promised: Capabilities, host: &HostCapabilities) -> Optio
         (promised.svpbmt() || !physical.svpbmt(), "Svpbmt"),
         (promised.svrsw60t59b() || !physical.svrsw60t59b(), "Svrsw60t59b"),
     ];
+    let processes = promised.pd8() || promised.pd17() || promised.pd20();
+    let scheme = hidden_scheme(promised, physical).filter(|_| processes);
     let first = |checks: &[(bool, &'static str)]| checks.iter().find(|(holds, _)| !holds).map(|&(_, name)| name);
-    first(&lacks).map(Mismatch::Lacks).or_else(|| first(&can_not_hide).map(Mismatch::CanNotHide))
+    first(&lacks).map(Mismatch::Lacks).or_else(|| first(&can_not_hide).or(scheme).map(Mismatch::CanNotHide))
 }

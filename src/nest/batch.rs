@@ -32,7 +32,8 @@ impl<D: Copy + Eq, const BATCH: usize> Batch<D, BATCH> {
     /// first-stage translations.
     pub(crate) fn push(&mut self, order: Invalidation<D>) -> bool {
         let mut order = order;
-        let mut index = 0_usize;
+        let first = self.reach(&order);
+        let mut index = first;
         while let Some(held) = self.orders.get(index) {
             if covers(held, &order) {
                 return true;
@@ -42,12 +43,24 @@ impl<D: Copy + Eq, const BATCH: usize> Batch<D, BATCH> {
                     // Grown, it may touch others: look again from the start.
                     self.orders.remove(index);
                     order = both;
-                    index = 0;
+                    index = first;
                 }
                 None => index = index.saturating_add(1),
             }
         }
         self.orders.push(order).is_ok()
+    }
+
+    /// The first of the orders held that this one may become one with. Between the order for a process and one before
+    /// it hardware may walk from the old process context: a first-stage order behind it stays behind (rule SWG-06).
+    fn reach(&self, order: &Invalidation<D>) -> usize {
+        match order {
+            Invalidation::Pages(_) | Invalidation::AddressSpace(_) | Invalidation::FirstStage => {
+                let process = |held: &Invalidation<D>| matches!(held, Invalidation::Process(..));
+                self.orders.iter().rposition(process).map_or(0, |last| last.saturating_add(1))
+            }
+            _ => 0,
+        }
     }
 
     /// Replaces all orders by one that covers them.
@@ -71,7 +84,9 @@ fn covers<D: Copy + Eq>(wide: &Invalidation<D>, narrow: &Invalidation<D>) -> boo
             Invalidation::Device(_) | Invalidation::FirstStage,
             Invalidation::FirstStage | Invalidation::AddressSpace(_) | Invalidation::Pages(_),
         ) => true,
-        (Invalidation::Device(a), Invalidation::Device(b)) => a == b,
+        // It begins with the directory entries of the device, those of its processes among them (rule DIR-02).
+        (Invalidation::Device(a), Invalidation::Device(b) | Invalidation::Process(b, _)) => a == b,
+        (Invalidation::Process(a, p), Invalidation::Process(b, q)) => a == b && p == q,
         (Invalidation::AddressSpace(a), Invalidation::AddressSpace(b)) => a == b,
         (Invalidation::AddressSpace(a), Invalidation::Pages(b)) => b.pscid == Some(*a),
         (Invalidation::Pages(a), Invalidation::Pages(b)) => {

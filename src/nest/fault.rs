@@ -22,7 +22,9 @@ pub(crate) enum Verdict {
     NotOurs,
 }
 
-impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BATCH> {
+impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize, const GROUPS: usize>
+    Nest<D, DEVICES, BATCH, ITAGS, GROUPS>
+{
     /// Judges a fault of an attached device. Reads the guest's directory at most once, and only for a fault of the
     /// context lookup or of a device that is blocked.
     pub(crate) fn judge(
@@ -56,7 +58,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             return Verdict::Report { fault, origin, dtf };
         }
         // The guest's context is good, and the host did not carry it out: it refused, or lost what it was given.
-        let lost = !in_transit && slot.live == Some(reading.context()) && !is_the_hosts_alone(fault.cause);
+        let lost =
+            !in_transit && slot.live == Some(reading.context(slot.granted())) && !is_the_hosts_alone(fault.cause);
         if slot.refused || self.locked || self.shut || lost {
             return report(access.access_fault(), dtf);
         }

@@ -3,12 +3,15 @@
 //! Each attached device has a [`Slot`] that knows three contexts apart: what the guest's directory says (read when
 //! `stale`), what hardware is `wanted` to have, and what it is known to have (`live`). [`settle`] brings the three
 //! together; a guest's fence, a `ddtp` write, an attach and a detach are done only when they agree, the invalidations
-//! owed for it have gone out, and a physical fence after them is complete.
+//! owed for it have gone out, and a physical fence after them is complete. What devices keep themselves is the matter of
+//! `ats`, what they ask for that of `pages`.
 
+mod ats;
 mod batch;
 mod context;
 mod fault;
 mod order;
+mod pages;
 mod restore;
 mod settle;
 mod slot;
@@ -17,17 +20,21 @@ use heapless::Vec;
 
 use crate::attachment::{Attachment, Generations};
 use crate::backend::{Backend, Ticket};
-use crate::config::mismatch;
+use crate::config::{Mismatch, mismatch};
 use crate::error::{AttachError, DetachError, OrderError};
 use crate::id::DeviceId;
 use crate::last_error::Noted;
 use crate::regs::Capabilities;
 
+use ats::Requests;
 use batch::Batch;
+use pages::Groups;
 use slot::{Phase, Reread, Slot};
 
+pub(crate) use ats::Grant;
 pub(crate) use fault::Verdict;
 pub(crate) use order::Barrier;
+pub(crate) use pages::Requester;
 pub(crate) use restore::Saved;
 
 /// Whether the physical side still does what it is told.
@@ -57,9 +64,11 @@ enum Residue {
 }
 
 #[derive(Debug)]
-pub(crate) struct Nest<D, const DEVICES: usize, const BATCH: usize> {
+pub(crate) struct Nest<D, const DEVICES: usize, const BATCH: usize, const ITAGS: usize, const GROUPS: usize> {
     slots: Vec<Slot<D>, DEVICES>,
     batch: Batch<D, BATCH>,
+    requests: Requests<ITAGS>,
+    groups: Groups<GROUPS>,
     issued: Ticket,
     completed: Ticket,
     /// An ATS invalidation timed out and no guest fence has said so yet.
@@ -85,12 +94,16 @@ pub(crate) struct Nest<D, const DEVICES: usize, const BATCH: usize> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stalled;
 
-impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BATCH> {
+impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize, const GROUPS: usize>
+    Nest<D, DEVICES, BATCH, ITAGS, GROUPS>
+{
     pub(crate) const fn new() -> Self {
         const { assert!(BATCH > 0, "BATCH must have room for one order") };
         Self {
             slots: Vec::new(),
             batch: Batch::new(),
+            requests: Requests::new(),
+            groups: Groups::new(),
             issued: Ticket::FIRST,
             completed: Ticket::FIRST,
             timed_out: false,
@@ -119,6 +132,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         &mut self,
         id: DeviceId,
         device: D,
+        grant: Grant,
         promised: Capabilities,
         generations: &mut Generations,
         backend: &mut B,
@@ -145,8 +159,9 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             }
         };
         let attachment = generations.attach(id);
-        let mut slot = Slot::new(attachment, device);
-        let weaker = mismatch(promised, &host);
+        let grant = grant.offered(promised);
+        let mut slot = Slot::new(attachment, device, grant, host.capabilities.t2gpa());
+        let weaker = mismatch(promised, &host).map(Mismatch::name).or(grant.lacks(&host));
         if weaker.is_some() {
             // It was adopted: it leaves as every device does, blocked, invalidated and fenced.
             slot.leave();
@@ -156,7 +171,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         }
         match weaker {
             None => Ok(attachment),
-            Some(mismatch) => Err(AttachError::Capability(mismatch.name())),
+            Some(name) => Err(AttachError::Capability(name)),
         }
     }
 
@@ -168,12 +183,29 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             .find(|slot| slot.id() == id && slot.phase != Phase::Leaving)
             .ok_or(DetachError::NotAttached)?;
         slot.leave();
+        let attachment = slot.attachment;
+        self.left(attachment);
         Ok(())
     }
 
     pub(crate) fn detach_all(&mut self) {
-        for slot in self.slots.iter_mut().filter(|slot| slot.phase != Phase::Leaving) {
-            slot.leave();
+        for index in 0..self.slots.len() {
+            if let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.phase != Phase::Leaving) {
+                slot.leave();
+                let attachment = slot.attachment;
+                self.left(attachment);
+            }
+        }
+    }
+
+    /// Forgets what a device that leaves asked the guest for. Where every device is blocked until the reset, it is not
+    /// opened for its own cache's sake.
+    fn left(&mut self, attachment: Attachment) {
+        self.groups.forget(attachment);
+        if self.locked {
+            for slot in self.slots.iter_mut().filter(|slot| slot.attachment == attachment) {
+                slot.end_purge();
+            }
         }
     }
 
@@ -183,6 +215,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         let Self {
             slots,
             batch: _,
+            requests,
+            groups,
             issued: _,
             completed: _,
             timed_out,
@@ -195,6 +229,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             residue: _,
             probed,
         } = self;
+        requests.disown();
+        groups.clear();
         *timed_out = false;
         *told_after = None;
         *health = Health::Good;

@@ -2,6 +2,7 @@
 
 use crate::backend::{Backend, Completion, Context, FenceOutcome, FenceScope, Invalidation, PhysicalIommu, Ticket};
 use crate::error::OrderError;
+use crate::id::{DeviceId, ProcessId};
 use crate::last_error::LastError;
 use crate::progress::{Budget, Progress};
 use crate::regs::file::Registers;
@@ -22,7 +23,9 @@ impl Barrier {
     }
 }
 
-impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BATCH> {
+impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize, const GROUPS: usize>
+    Nest<D, DEVICES, BATCH, ITAGS, GROUPS>
+{
     /// Takes an invalidation of first-stage translations in, unless there is nothing it could find, or every device is
     /// blocked until the reset.
     pub(crate) fn invalidate<P: PhysicalIommu<Device = D>>(
@@ -41,6 +44,22 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             Err(Stalled) if self.locked => Ok(()),
             Err(Stalled) => Err(Progress::Waiting),
         }
+    }
+
+    /// `IODIR.INVAL_PDT`: hardware forgets the context of a process. Where the device has no process directory, or one
+    /// that does not take so wide an id, there is none to forget (rules VC-60, VC-61).
+    pub(crate) fn inval_pdt<P: PhysicalIommu<Device = D>>(
+        &mut self,
+        id: DeviceId,
+        process: ProcessId,
+        physical: &mut P,
+    ) -> Result<(), Progress> {
+        // Of a directory that was there before, the order for the device that followed the change forgets all.
+        let device = self.slots.iter().find_map(|slot| match slot.live {
+            Some(Context::Processes(live)) if slot.id() == id && process.fits(live.mode.width()) => Some(slot.device),
+            _ => None,
+        });
+        device.map_or(Ok(()), |device| self.invalidate(Invalidation::Process(device, process), physical))
     }
 
     /// Lets what is held go out.
@@ -86,11 +105,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             return;
         }
         match outcome {
-            FenceOutcome::Complete => self.complete(ticket),
-            FenceOutcome::AtsTimeout => {
-                self.timed_out |= self.told_after.is_some_and(|reset| ticket > reset);
-                self.complete(ticket);
-            }
+            FenceOutcome::Complete => self.complete(ticket, false),
+            FenceOutcome::AtsTimeout => self.complete(ticket, true),
             FenceOutcome::Failed => self.fail(physical),
         }
     }
@@ -105,8 +121,12 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         core::mem::take(&mut self.timed_out)
     }
 
-    pub(super) fn complete(&mut self, ticket: Ticket) {
+    fn complete(&mut self, ticket: Ticket, timed_out: bool) {
         self.completed = ticket;
+        let guests = self.end_requests(ticket, timed_out);
+        // Where the host's word is all there is, it counts.
+        let told = guests.unwrap_or(self.told_after.is_some_and(|reset| ticket > reset));
+        self.timed_out |= timed_out && told;
         if let Residue::GoneAfter(last) = self.residue {
             if self.completed >= last {
                 self.residue = Residue::None;
@@ -156,6 +176,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         match physical.fence(ticket, scope) {
             Ok(completion) => {
                 self.told_after.get_or_insert(ticket);
+                self.requests.fenced(ticket);
                 // What is still held is not covered, nor what has not got that far.
                 let all = scope == FenceScope::ALL && self.batch.orders().is_empty();
                 if all && self.residue == Residue::Some && self.slots.iter().all(|slot| slot.is_blocked() && !slot.owed)
@@ -168,8 +189,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
                     }
                 }
                 match completion {
-                    Completion::Done => self.complete(ticket),
-                    Completion::AtsTimeout => self.fence_done(ticket, FenceOutcome::AtsTimeout, physical),
+                    Completion::Done => self.complete(ticket, false),
+                    Completion::AtsTimeout => self.complete(ticket, true),
                     Completion::Pending => {}
                 }
                 Ok(ticket)
@@ -192,6 +213,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             self.health = Health::Degraded;
             self.locked = true;
             for slot in &mut self.slots {
+                slot.end_purge();
                 slot.wanted = Context::Blocked;
                 if !slot.is_blocked() {
                     slot.live = None;
@@ -219,6 +241,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         self.health = Health::Failed;
         self.batch.clear();
         for slot in &mut self.slots {
+            slot.end_purge();
             slot.wanted = Context::Blocked;
             let blocked = physical.set_context(slot.device, &Context::Blocked);
             slot.live = blocked.is_ok().then_some(Context::Blocked);

@@ -16,7 +16,9 @@ pub(crate) struct Saved {
     pub(crate) degraded: bool,
 }
 
-impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BATCH> {
+impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize, const GROUPS: usize>
+    Nest<D, DEVICES, BATCH, ITAGS, GROUPS>
+{
     /// Reads what the guest named and lets all that is held go out, as far as the physical side goes along: no order
     /// of what the guest has said so far is left for later.
     pub(crate) fn save<B: Backend<Device = D>>(&mut self, registers: &Registers, backend: &mut B) -> Saved {

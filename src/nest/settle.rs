@@ -6,7 +6,7 @@ use crate::last_error::LastError;
 use crate::progress::{Budget, Progress};
 use crate::regs::file::Registers;
 
-use super::slot::{Phase, Reread, Slot, Step};
+use super::slot::{Phase, Purge, Reread, Slot, Step};
 use super::{Health, Nest, Residue, Stalled};
 use crate::ddt::Reading;
 
@@ -15,7 +15,9 @@ use crate::ddt::Reading;
 /// arrives from keeping the guest's fence for ever.
 const MAX_DETOURS: u8 = 4;
 
-impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BATCH> {
+impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize, const GROUPS: usize>
+    Nest<D, DEVICES, BATCH, ITAGS, GROUPS>
+{
     /// Does what can be done now. `Idle`: every context read is in force, or blocked, and its invalidation is in the
     /// batch; where the guest did not ask for it, it is fenced too.
     pub(crate) fn settle<B: Backend<Device = D>>(
@@ -38,6 +40,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
             match self.step_on(backend) {
                 // Slots went on: there may be more for them to do.
                 Ok(true) => {}
+                // So there is for one that did not answer as that fence ended.
+                Ok(false) if progress == Progress::Idle && self.slots.iter().any(Slot::is_due) => {}
                 Ok(false) => return progress,
                 Err(Stalled) => return progress.max(Progress::Waiting),
             }
@@ -69,14 +73,14 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
                 self.noted.note_context(slot.id(), None, &fault);
             }
             slot.dtf = reading.dtf().unwrap_or(slot.dtf);
-            let wanted = if slot.refused { Context::Blocked } else { reading.context() };
+            let wanted = if slot.refused { Context::Blocked } else { reading.context(slot.granted()) };
             if slot.wanted != wanted {
                 slot.want(wanted);
             }
         }
         let progress = self.apply(index, backend)?;
         self.order_owed(index, backend)?;
-        Ok(progress)
+        Ok(progress.max(self.purge(index, backend)?))
     }
 
     /// Gives hardware the context it is wanted to have.
@@ -90,12 +94,12 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
         if slot.hold || slot.live == Some(slot.wanted) {
             return Ok(Progress::Idle);
         }
-        let opens = slot.wanted != Context::Blocked;
+        let opens = slot.wanted.is_open();
         if opens {
             self.residue = Residue::Some;
         }
         match physical.set_context(slot.device, &slot.wanted) {
-            Ok(Applied::Blocked) if opens => {
+            Ok(Applied::Blocked) if slot.wanted != Context::Blocked => {
                 // To be called again after an invalidation and a fence.
                 slot.changed(Context::Blocked, true);
                 slot.detours = slot.detours.saturating_add(1);
@@ -145,7 +149,11 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
     }
 
     /// Puts the invalidation a slot owes into the batch.
-    fn order_owed<P: PhysicalIommu<Device = D>>(&mut self, index: usize, physical: &mut P) -> Result<(), Stalled> {
+    pub(super) fn order_owed<P: PhysicalIommu<Device = D>>(
+        &mut self,
+        index: usize,
+        physical: &mut P,
+    ) -> Result<(), Stalled> {
         let Some(slot) = self.slots.get_mut(index) else {
             return Ok(());
         };
@@ -180,6 +188,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize> Nest<D, DEVICES, BA
                 if core::mem::take(&mut slot.hold) {
                     went_on = true;
                     match slot.phase {
+                        Phase::Entering | Phase::Leaving if slot.purge != Purge::No => slot.purge_on(),
                         Phase::Entering => {
                             slot.phase = Phase::Live;
                             slot.reread(Reread::Unasked);

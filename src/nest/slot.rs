@@ -1,8 +1,10 @@
 //! One attached device.
 
 use crate::attachment::Attachment;
-use crate::backend::{Context, Ticket};
+use crate::backend::{Ats, Context, Ticket};
 use crate::id::DeviceId;
+
+use super::ats::Grant;
 
 /// Where an attachment is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,11 +51,30 @@ impl Step {
     }
 }
 
+/// How far the device's own cache is emptied, before the device is blocked (rule SWG-21).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purge {
+    /// It is not being emptied.
+    No,
+    /// Nothing is to be filled in any more: a fence after [`Context::Quiesced`] shows that.
+    Quiescing,
+    /// The device is told to forget: so many requests of [`PURGES`](super::ats::PURGES) have gone out.
+    Forgetting(usize),
+    /// A fence shows that it did, or that it does not answer.
+    Fencing,
+}
+
+/// ATS invalidations in a row that a device may leave unanswered before it is trusted with ATS no more.
+pub(super) const MAX_TIMEOUTS: u8 = 3;
+
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts about one device")]
 pub(super) struct Slot<D> {
     pub(super) attachment: Attachment,
     pub(super) device: D,
+    pub(super) grant: Grant,
+    /// Its IOMMU has `T2GPA`, and so [`Context::Quiesced`].
+    pub(super) quiesces: bool,
     pub(super) phase: Phase,
     pub(super) stale: Option<Reread>,
     /// The last reading was one the guest did not ask for.
@@ -79,14 +100,21 @@ pub(super) struct Slot<D> {
     pub(super) not_valid: bool,
     /// `DTF` of the last context the directory gave.
     pub(super) dtf: bool,
+    /// It may keep translations: it had ATS since it came, since the reset, or since its cache was last emptied.
+    pub(super) had_ats: bool,
+    pub(super) purge: Purge,
+    /// ATS invalidations in a row that it left unanswered, up to [`MAX_TIMEOUTS`].
+    pub(super) timeouts: u8,
 }
 
 impl<D> Slot<D> {
     /// A device just adopted: what context it has is not known.
-    pub(super) const fn new(attachment: Attachment, device: D) -> Self {
+    pub(super) const fn new(attachment: Attachment, device: D, grant: Grant, quiesces: bool) -> Self {
         Self {
             attachment,
             device,
+            grant,
+            quiesces,
             phase: Phase::Entering,
             stale: None,
             unasked: false,
@@ -101,6 +129,9 @@ impl<D> Slot<D> {
             refused: false,
             not_valid: false,
             dtf: false,
+            had_ats: false,
+            purge: Purge::No,
+            timeouts: 0,
         }
     }
 
@@ -115,11 +146,15 @@ impl<D> Slot<D> {
         self.phase = Phase::Leaving;
     }
 
-    /// Blocked, invalidated and fenced anew, whatever was known of it; what comes then is up to the phase.
+    /// Blocked, invalidated and fenced anew, whatever was known of it; what comes then is up to the phase. A device that
+    /// may keep translations is made to forget them first, as long as it answers.
     pub(super) fn restart(&mut self) {
+        let purges = self.had_ats && self.quiesces && !self.is_quarantined();
         let Self {
             attachment: _,
             device: _,
+            grant: _,
+            quiesces: _,
             phase,
             stale,
             unasked,
@@ -134,6 +169,9 @@ impl<D> Slot<D> {
             refused,
             not_valid,
             dtf,
+            had_ats: _,
+            purge,
+            timeouts: _,
         } = self;
         if *phase == Phase::Live {
             *phase = Phase::Entering;
@@ -141,7 +179,7 @@ impl<D> Slot<D> {
         *stale = None;
         *unasked = false;
         *wanted = Context::Blocked;
-        *live = None;
+        *live = live.filter(|_| purges);
         *owed = true;
         *step = Step::Unfenced;
         *hold = true;
@@ -151,6 +189,38 @@ impl<D> Slot<D> {
         *refused = false;
         *not_valid = false;
         *dtf = false;
+        *purge = Purge::No;
+        if purges {
+            *purge = Purge::Quiescing;
+            *wanted = Context::Quiesced;
+            // What becomes of it is fenced without the guest's asking.
+            *unasked = true;
+            *hold = *live == Some(Context::Quiesced);
+        }
+    }
+
+    /// Goes on with emptying the device's own cache after a fence.
+    pub(super) fn purge_on(&mut self) {
+        match self.purge {
+            Purge::Quiescing if self.live == Some(Context::Quiesced) => self.purge = Purge::Forgetting(0),
+            // The host is on its way there.
+            Purge::No | Purge::Quiescing | Purge::Forgetting(_) => {}
+            Purge::Fencing => {
+                self.had_ats = false;
+                self.end_purge();
+            }
+        }
+    }
+
+    /// Blocked, and not asked to forget anything, or not any more.
+    pub(super) fn end_purge(&mut self) {
+        if core::mem::replace(&mut self.purge, Purge::No) != Purge::No {
+            self.wanted = Context::Blocked;
+            self.live = None;
+            self.owed = true;
+            self.step = Step::Unfenced;
+            self.hold = true;
+        }
     }
 
     /// The directory is to be read again. Whoever says so gives the host another chance with a context it refused.
@@ -161,9 +231,10 @@ impl<D> Slot<D> {
 
     /// Hardware has another context now; caches may not know. `hold`: go on after a fence only.
     pub(super) fn changed(&mut self, live: Context, hold: bool) {
-        self.was_blocked |= !self.is_open() || live == Context::Blocked;
+        self.was_blocked |= !self.is_open() || !live.is_open();
         self.live = Some(live);
         self.was_open |= self.is_open();
+        self.had_ats |= live.ats() != Ats::Off;
         self.owed = true;
         self.step = Step::Unfenced;
         self.hold |= hold;
@@ -184,6 +255,7 @@ impl<D> Slot<D> {
         self.live = None;
         self.refused = true;
         self.detours = 0;
+        self.purge = Purge::No;
         self.hold |= self.unasked;
     }
 
@@ -193,6 +265,26 @@ impl<D> Slot<D> {
 
     /// Whether hardware translates for the device.
     pub(super) fn is_open(&self) -> bool {
-        self.live.is_some_and(|live| live != Context::Blocked)
+        self.live.is_some_and(|live| live.is_open())
+    }
+
+    /// It did not answer too often, and gets no ATS before the host has reset it (rule VC-74).
+    pub(super) const fn is_quarantined(&self) -> bool {
+        self.timeouts >= MAX_TIMEOUTS
+    }
+
+    /// The most the guest may turn on for the device now.
+    pub(super) fn granted(&self) -> Ats {
+        if self.is_quarantined() { Ats::Off } else { self.grant.ats }
+    }
+
+    /// Its context is to be another one, and nothing has been done about that yet.
+    pub(super) fn is_due(&self) -> bool {
+        !self.hold && self.live != Some(self.wanted)
+    }
+
+    /// Nothing is left to be done to give the device the context of the guest's directory, as far as that was read.
+    pub(super) fn is_settled(&self) -> bool {
+        self.stale.is_none() && !self.hold && self.live == Some(self.wanted)
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct Received {
     pub(crate) fault: Option<(Fault, bool)>,
     /// What the IOMMU itself answers.
     pub(crate) response: Option<PageResponse>,
+    /// The message is in the queue.
+    pub(crate) queued: bool,
     /// Directory entries that were read (rule HPM-27).
     pub(crate) loads: u32,
 }
@@ -36,21 +38,27 @@ struct Discarded {
     prpr: bool,
 }
 
-/// Takes a page request of a device in: into the queue, or answered.
+/// Takes a page request of a device in: into the queue, or answered. Without `room` for its group it is as if the queue
+/// were full.
+// UNSPECIFIED: groups of which no count is kept, since they never are more than an IOMMU can take; `pqof` is not set.
 pub(crate) fn receive(
     device: DeviceId,
     request: &PageRequest,
+    room: bool,
     registers: &mut Registers,
     signals: &mut Signals,
     memory: &mut impl GuestMemory,
 ) -> Received {
     let mut loads = 0;
     let queued = permit(device, registers, memory, &mut loads).and_then(|prpr| {
-        queue(device, request, registers, signals, memory).map_err(|code| Discarded { code, fault: None, prpr })
+        queue(device, request, room, registers, signals, memory).map_err(|code| Discarded { code, fault: None, prpr })
     });
     match queued {
-        Ok(()) => Received { fault: None, response: None, loads },
-        Err(discarded) => Received { fault: discarded.fault, response: response(request, &discarded), loads },
+        Ok(()) => Received { fault: None, response: None, queued: true, loads },
+        Err(discarded) => {
+            let response = response(request, &discarded);
+            Received { fault: discarded.fault, response, queued: false, loads }
+        }
     }
 }
 
@@ -77,6 +85,7 @@ fn permit(
 fn queue(
     device: DeviceId,
     request: &PageRequest,
+    room: bool,
     registers: &mut Registers,
     signals: &mut Signals,
     memory: &mut impl GuestMemory,
@@ -92,6 +101,9 @@ fn queue(
     let tail = registers.pqt();
     if ring.is_full(registers.pqh(), tail) {
         registers.set_pqcsr(csr.with_pqof(true));
+        return Err(ResponseCode::Success);
+    }
+    if !room {
         return Err(ResponseCode::Success);
     }
     match View::of(registers).store(memory, ring.address(tail), request.record(device)) {

@@ -20,8 +20,8 @@ use crate::translate::{
     completion_of,
 };
 
-impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>
-    VIommu<B, DEVICES, BATCH, CACHE, ITAGS>
+impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize, const GROUPS: usize>
+    VIommu<B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>
 {
     /// Where an access of an emulated device goes. One that the guest does not allow is recorded in its fault queue.
     ///
@@ -84,7 +84,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
 
     /// The pieces of a request that is larger than one mapping, in order; the first that fails is the last. Nothing is
     /// translated before it is asked for.
-    pub const fn pieces(&mut self, request: Request) -> Pieces<'_, B, DEVICES, BATCH, CACHE, ITAGS> {
+    pub const fn pieces(&mut self, request: Request) -> Pieces<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS> {
         let left = if request.length == 0 { None } else { Some(request) };
         Pieces { iommu: self, left }
     }
@@ -230,14 +230,22 @@ fn response(outcome: &Outcome, at: u64) -> TrResponse {
 /// The pieces of a request: see [`VIommu::pieces`].
 #[derive(Debug)]
 #[must_use = "nothing is translated before it is asked for"]
-pub struct Pieces<'a, B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize> {
-    iommu: &'a mut VIommu<B, DEVICES, BATCH, CACHE, ITAGS>,
+pub struct Pieces<
+    'a,
+    B: Backend,
+    const DEVICES: usize,
+    const BATCH: usize,
+    const CACHE: usize,
+    const ITAGS: usize,
+    const GROUPS: usize,
+> {
+    iommu: &'a mut VIommu<B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
     /// What has not been translated.
     left: Option<Request>,
 }
 
-impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>
-    Pieces<'_, B, DEVICES, BATCH, CACHE, ITAGS>
+impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize, const GROUPS: usize>
+    Pieces<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>
 {
     /// The host, to make the access of the piece just given.
     pub const fn backend_mut(&mut self) -> &mut B {
@@ -251,8 +259,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     }
 }
 
-impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize> Iterator
-    for Pieces<'_, B, DEVICES, BATCH, CACHE, ITAGS>
+impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize, const GROUPS: usize>
+    Iterator for Pieces<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>
 {
     type Item = Result<Translation, TranslateError>;
 
@@ -269,7 +277,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     }
 }
 
-impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize> FusedIterator
-    for Pieces<'_, B, DEVICES, BATCH, CACHE, ITAGS>
+impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize, const GROUPS: usize>
+    FusedIterator for Pieces<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>
 {
 }

@@ -13,8 +13,8 @@ use crate::id::{DeviceId, Itag};
 use crate::pageq::{self, PageRequest};
 use crate::progress::Progress;
 
-impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>
-    VIommu<B, DEVICES, BATCH, CACHE, ITAGS>
+impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize, const GROUPS: usize>
+    VIommu<B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>
 {
     /// Gives the guest a device as `id` that the host emulates. Its model presents the attachment with every
     /// [`Request`](crate::Request).
@@ -112,7 +112,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     ) -> Result<Option<PageResponse>, TranslateError> {
         self.attached_with(attachment, Ats::PageRequests)?;
         let id = attachment.device();
-        let received = pageq::receive(id, request, &mut self.registers, &mut self.signals, &mut self.backend);
+        let received = pageq::receive(id, request, true, &mut self.registers, &mut self.signals, &mut self.backend);
         let PageRequest { process, privileged, .. } = *request;
         if received.loads != 0 {
             let tags = Tags { device: id, process, gscid: None, pscid: None };

@@ -10,8 +10,8 @@ use crate::progress::Progress;
 use crate::regs::file::Setup;
 use crate::snapshot::{State, Taker};
 
-impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>
-    VIommu<B, DEVICES, BATCH, CACHE, ITAGS>
+impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize, const GROUPS: usize>
+    VIommu<B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>
 {
     /// The most bytes an image of such a vIOMMU has.
     pub const SNAPSHOT_BYTES: usize = State::<ITAGS>::MAX_BYTES;

@@ -5,8 +5,8 @@ use crate::backend::Backend;
 use crate::hpm;
 use crate::progress::Progress;
 
-impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>
-    VIommu<B, DEVICES, BATCH, CACHE, ITAGS>
+impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize, const GROUPS: usize>
+    VIommu<B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>
 {
     /// Lets the guest's cycles counter (`iohpmcycles`) count `cycles` of a clock that the host chooses and describes to
     /// its guest. Without [counters](crate::Config::with_counters) it does nothing.

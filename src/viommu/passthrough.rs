@@ -1,16 +1,39 @@
 //! Devices of the host that are given to the guest: attaching them, and what the physical side tells of them.
 
 use super::{Attached, DevicePolicy, VIommu};
+use crate::addr::Iova;
 use crate::attachment::Attachment;
-use crate::backend::{Backend, FenceOutcome, Ticket};
+use crate::backend::{Backend, FenceOutcome, PageResponse, ResponseCode, Ticket};
 use crate::error::AttachError;
-use crate::faultq::HostFault;
-use crate::id::DeviceId;
-use crate::nest::Verdict;
+use crate::fault::TransactionType;
+use crate::faultq::{HostFault, Origin};
+use crate::id::{DeviceId, Prgi, ProcessId};
+use crate::mem::Glass;
+use crate::nest::{Grant, Requester, Verdict};
+use crate::pageq::{self, PageRequest};
 use crate::progress::Progress;
+use crate::translate::{Ask, Caches, Env, Permissions, Tally};
 
-impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize>
-    VIommu<B, DEVICES, BATCH, CACHE, ITAGS>
+/// What becomes of a page request of a passthrough device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "it says who answers the device"]
+#[non_exhaustive]
+pub enum PageRequestOutcome {
+    /// The guest's tables allow the access: what is missing is a page of the host's second stage. The host makes it
+    /// present and answers by itself, or leaves a request that wants no response to the last one of its group.
+    HostPage,
+    /// It is in the guest's queue. The guest's answer, if the request wants one, comes by
+    /// [`page_response`](crate::PhysicalIommu::page_response); one that does not come in time is given up by
+    /// [`page_request_timeout`](VIommu::page_request_timeout).
+    Queued,
+    /// The guest gets no record of it. The host sends this response, if the request wants one.
+    Discarded(Option<PageResponse>),
+    /// It comes from an earlier owner of the id, or after the device began to leave: whoever has the device answers.
+    NotAttached,
+}
+
+impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize, const GROUPS: usize>
+    VIommu<B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>
 {
     /// Gives the guest the host device `device` as `id`. It is blocked until a fence is complete, then gets the
     /// context of the guest's directory.
@@ -19,7 +42,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     /// [`AttachError`]; the device is then not attached. With [`AttachError::Capability`] it was adopted and is
     /// blocked, invalidated, fenced and released like a device that is detached: [`run`](Self::run) finishes that.
     pub fn attach(&mut self, id: DeviceId, device: B::Device, policy: DevicePolicy) -> Result<Attached, AttachError> {
-        let DevicePolicy { ats: _, trusted_translations: _, response_failure: _ } = policy;
+        let DevicePolicy { ats, trusted_translations, response_failure } = policy;
+        let grant = Grant { ats, trusted_translations, response_failure };
         match self.config {
             None => return Err(AttachError::NotStarted),
             Some(config) if !config.is_nested() => return Err(AttachError::NotNested),
@@ -29,7 +53,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
             return Err(AttachError::IdInUse);
         }
         let promised = self.registers.capabilities();
-        let attached = self.nest.attach(id, device, promised, &mut self.generations, &mut self.backend);
+        let attached = self.nest.attach(id, device, grant, promised, &mut self.generations, &mut self.backend);
         let progress = self.run();
         attached.map(|attachment| Attached { attachment, progress })
     }
@@ -69,6 +93,97 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
                 self.progress
             }
         }
+    }
+
+    /// A Page Request of an attached device, drained from the physical page-request queue: every one, in order. What the
+    /// guest's own tables do not allow goes into its queue, without a change to the tables; the work is bounded by one
+    /// walk of them.
+    pub fn report_page_request(&mut self, attachment: Attachment, request: &PageRequest) -> PageRequestOutcome {
+        let PageRequest { process, privileged, payload, .. } = *request;
+        let room = match self.nest.requester(attachment, request) {
+            Requester::Stale => {
+                self.stats.count_stale();
+                return PageRequestOutcome::NotAttached;
+            }
+            Requester::Denied => {
+                let code = ResponseCode::InvalidRequest;
+                let response = PageResponse { process, group: payload.prgi(), code };
+                return PageRequestOutcome::Discarded(payload.wants_response().then_some(response));
+            }
+            // What the guest has seen a part of, it is to see the end of.
+            Requester::Granted { begun: false, .. } if self.allows(attachment.device(), request) => {
+                return PageRequestOutcome::HostPage;
+            }
+            Requester::Granted { room, .. } => room,
+        };
+        let id = attachment.device();
+        let received = pageq::receive(id, request, room, &mut self.registers, &mut self.signals, &mut self.backend);
+        if let Some((fault, dtf)) = received.fault {
+            let iova = Iova::new(pageq::MESSAGE_CODE);
+            let access = TransactionType::MessageRequest;
+            self.record(fault, &Origin { device: id, access, process, privileged, iova }, dtf);
+        }
+        if received.queued {
+            self.nest.page_requested(attachment, request);
+        }
+        self.finish();
+        match received.response {
+            None if received.queued => PageRequestOutcome::Queued,
+            response => PageRequestOutcome::Discarded(response.map(|response| PageResponse {
+                // Whether the function asks for one is what the host knows.
+                process,
+                code: self.nest.permitted(attachment, response.code),
+                ..response
+            })),
+        }
+    }
+
+    /// The guest did not answer this group in the time the host gives it: the response the host sends then. `None`, if
+    /// there is no such group that waits for the guest. An answer that comes later is dropped.
+    #[must_use = "the device waits for it"]
+    pub fn page_request_timeout(
+        &mut self,
+        attachment: Attachment,
+        group: Prgi,
+        process: Option<ProcessId>,
+    ) -> Option<PageResponse> {
+        let code = ResponseCode::InvalidRequest;
+        self.nest.give_up(attachment, group, process).then_some(PageResponse { process, group, code })
+    }
+
+    /// The host has reset the function behind `id`: nothing is left in its own cache, and its page requests and
+    /// invalidation requests are void. What it asked for is forgotten, and a device that got no ATS any more because it
+    /// did not answer gets it again. Of an emulated device the messages under way are dropped, and no fence waits for
+    /// its completions.
+    pub fn device_reset(&mut self, id: DeviceId) -> Progress {
+        match self.emulated.named(id) {
+            Some(device) => self.ats.forget(device.attachment),
+            None => self.nest.device_reset(id),
+        }
+        self.run()
+    }
+
+    /// Whether the guest's tables allow what is requested, as hardware would find that gives the device its
+    /// translations (rule VT-10).
+    fn allows(&self, device: DeviceId, request: &PageRequest) -> bool {
+        let PageRequest { process, privileged, execute, payload } = *request;
+        if !payload.r() && !payload.w() {
+            return false;
+        }
+        let executes = execute && process.is_some();
+        let iova = Iova::new(payload.page() << 12);
+        let origin = Origin { device, access: TransactionType::AtsTranslationRequest, process, privileged, iova };
+        let mut env = Env {
+            registers: &self.registers,
+            memory: &mut Glass { memory: &self.backend, hole: None },
+            caches: &mut Caches::<0>::new(),
+            tally: Tally::default(),
+        };
+        let found = env.translate(&origin, Ask { executes, writes: payload.w(), is_ats: true });
+        found.is_ok_and(|outcome| {
+            let Permissions { read, write, execute, .. } = outcome.permissions;
+            (read || !payload.r()) && (write || !payload.w()) && (execute || !executes)
+        })
     }
 
     /// The host lost `count` faults of this guest's devices, which it is told by `fqof`.

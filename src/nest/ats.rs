@@ -1,0 +1,274 @@
+//! Invalidation requests to the devices' own caches: which are under way, and what becomes of a device that does not
+//! answer.
+
+use heapless::Vec;
+
+use crate::attachment::Attachment;
+use crate::backend::{Ats, AtsInvalidation, Backend, FenceScope, HostCapabilities, PhysicalIommu, Ticket};
+use crate::cmdq::command::AtsInval;
+use crate::error::OrderError;
+use crate::id::DeviceId;
+use crate::progress::{Budget, Progress};
+use crate::regs::Capabilities;
+use crate::regs::file::Registers;
+
+use super::slot::{Phase, Purge, Step};
+use super::{Health, Nest, Stalled};
+
+/// What empties a device's own cache: with and without a PASID.
+pub(super) const PURGES: [AtsInvalidation; 2] = [AtsInvalidation::ALL, AtsInvalidation::ALL_PROCESSES];
+
+/// What the host grants a passthrough device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grant {
+    pub(crate) ats: Ats,
+    pub(crate) trusted_translations: bool,
+    pub(crate) response_failure: bool,
+}
+
+impl Grant {
+    /// As far as the guest was offered ATS at all.
+    pub(super) const fn offered(self, promised: Capabilities) -> Self {
+        if promised.ats() { self } else { Self { ats: Ats::Off, ..self } }
+    }
+
+    /// What the device's IOMMU lacks for it. Without `T2GPA` translated requests would pass every check (rule MRG-03).
+    pub(super) const fn lacks(self, host: &HostCapabilities) -> Option<&'static str> {
+        match self.ats {
+            Ats::Off => None,
+            _ if !host.capabilities.ats() => Some("ATS"),
+            _ if !host.capabilities.t2gpa() && !self.trusted_translations => Some("T2GPA"),
+            _ => None,
+        }
+    }
+}
+
+/// A request that no complete fence covers.
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    to: Attachment,
+    /// The first fence after it.
+    before: Option<Ticket>,
+    /// The guest asked for it, and is told if it is not answered.
+    guests: bool,
+}
+
+/// The requests that are under way, of all passthrough devices together.
+#[derive(Debug)]
+pub(super) struct Requests<const ITAGS: usize>(Vec<Request, ITAGS>);
+
+impl<const ITAGS: usize> Requests<ITAGS> {
+    pub(super) const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Whether a fence has to come before a request to this device: there is no room, or it would share its fence with
+    /// another device, and a timeout would not say whose it is (rule VC-45).
+    fn wants_fence(&self, to: Attachment) -> bool {
+        self.0.is_full() || self.0.iter().any(|request| request.before.is_none() && request.to != to)
+    }
+
+    /// A fence was issued.
+    pub(super) fn fenced(&mut self, ticket: Ticket) {
+        for request in &mut self.0 {
+            request.before.get_or_insert(ticket);
+        }
+    }
+
+    /// The guest is not told of those that are under way.
+    pub(super) fn disown(&mut self) {
+        for request in &mut self.0 {
+            request.guests = false;
+        }
+    }
+
+    /// The guest is not told of those to this device.
+    fn disown_of(&mut self, to: Attachment) {
+        for request in self.0.iter_mut().filter(|request| request.to == to) {
+            request.guests = false;
+        }
+    }
+}
+
+impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize, const GROUPS: usize>
+    Nest<D, DEVICES, BATCH, ITAGS, GROUPS>
+{
+    /// `ATS.INVAL`. A device that is not the guest's, or that has no ATS, is complete at once (rules VC-70, VC-71).
+    pub(crate) fn ats_invalidate<B: Backend<Device = D>>(
+        &mut self,
+        command: &AtsInval,
+        registers: &Registers,
+        backend: &mut B,
+        budget: &mut Budget,
+    ) -> Result<(), Progress> {
+        let Some(index) = self.slot_with_ats(command.destination.device()) else {
+            return Ok(());
+        };
+        // On the way from one context to another nothing can be sent, and what the device keeps comes along.
+        if self.slots.get(index).is_some_and(|slot| !slot.is_settled()) && !self.locked {
+            match self.settle(registers, backend, budget) {
+                Progress::Idle => {}
+                progress => return Err(progress),
+            }
+        }
+        let AtsInval { destination, payload } = *command;
+        let range = payload.range();
+        let what = AtsInvalidation {
+            process: destination.process,
+            global: payload.g() && destination.process.is_some(),
+            first: range.first(),
+            last: range.last(),
+        };
+        // Settling may have moved the slot.
+        match self.slot_with_ats(command.destination.device()) {
+            Some(index) => self.send(index, &what, true, backend).map_err(|Stalled| Progress::Waiting),
+            None => Ok(()),
+        }
+    }
+
+    /// The slot of a device of the guest's that has ATS, or may yet get it.
+    fn slot_with_ats(&self, id: DeviceId) -> Option<usize> {
+        self.slots.iter().position(|slot| {
+            let off = slot.is_settled() && slot.wanted.ats() == Ats::Off;
+            slot.id() == id && slot.phase == Phase::Live && slot.granted() != Ats::Off && !off && !self.locked
+        })
+    }
+
+    /// Sends a request, behind everything ordered before it (rules VC-73, ATC-05).
+    fn send<P: PhysicalIommu<Device = D>>(
+        &mut self,
+        index: usize,
+        what: &AtsInvalidation,
+        guests: bool,
+        physical: &mut P,
+    ) -> Result<(), Stalled> {
+        let Some((to, device)) = self.slots.get(index).map(|slot| (slot.attachment, slot.device)) else {
+            return Ok(());
+        };
+        self.block_unknown(physical)?;
+        if self.requests.wants_fence(to) {
+            self.close(physical)?;
+        } else {
+            self.flush(physical)?;
+        }
+        if self.requests.0.is_full() {
+            return Err(Stalled);
+        }
+        match physical.ats_invalidate(device, what) {
+            Ok(()) => {
+                // There is room.
+                let _ = self.requests.0.push(Request { to, before: None, guests });
+            }
+            Err(OrderError::Busy) => return Err(Stalled),
+            Err(OrderError::Refused { .. }) => {
+                log::debug!("the physical IOMMU refused an ATS invalidation");
+                self.health = self.health.max(Health::Degraded);
+                self.timed_out |= guests;
+                self.count_timeout(to);
+            }
+            Err(OrderError::Fatal) => {
+                self.fail(physical);
+                return Err(Stalled);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets a fence of the crate's own follow the requests that have none yet.
+    fn close<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) -> Result<(), Stalled> {
+        // Whatever it covers is ordered whole.
+        for index in 0..self.slots.len() {
+            self.order_owed(index, physical)?;
+        }
+        self.flush(physical)?;
+        if self.requests.0.iter().any(|request| request.before.is_none()) {
+            self.issue_fence(FenceScope::new(false, false), physical)?;
+        }
+        Ok(())
+    }
+
+    /// Empties a device's own cache, as far as that goes without a fence.
+    pub(super) fn purge<P: PhysicalIommu<Device = D>>(
+        &mut self,
+        index: usize,
+        physical: &mut P,
+    ) -> Result<Progress, Stalled> {
+        while let Some(Purge::Forgetting(sent)) = self.slots.get(index).map(|slot| slot.purge) {
+            let Some(what) = PURGES.get(sent) else {
+                if let Some(slot) = self.slots.get_mut(index) {
+                    slot.purge = Purge::Fencing;
+                    slot.step = Step::Unfenced;
+                    slot.hold = true;
+                }
+                break;
+            };
+            match self.send(index, what, false, physical) {
+                Ok(()) => {}
+                // Other devices go on meanwhile.
+                Err(Stalled) if self.health != Health::Failed => return Ok(Progress::Waiting),
+                Err(Stalled) => return Err(Stalled),
+            }
+            if let Some(slot) = self.slots.get_mut(index) {
+                slot.purge = Purge::Forgetting(sent.saturating_add(1));
+            }
+        }
+        Ok(Progress::Idle)
+    }
+
+    /// A fence is complete, and with it the requests before it; `timed_out` says that not all of them were answered.
+    /// Whether the guest is to be told, `None` if there were none.
+    pub(super) fn end_requests(&mut self, upto: Ticket, timed_out: bool) -> Option<bool> {
+        let mut guests = None;
+        for index in 0..self.slots.len() {
+            let Some(to) = self.slots.get(index).map(|slot| slot.attachment) else {
+                continue;
+            };
+            let ended = |request: &Request| request.to == to && request.before.is_some_and(|before| before <= upto);
+            if !self.requests.0.iter().any(ended) {
+                continue;
+            }
+            let asked = self.requests.0.iter().any(|request| ended(request) && request.guests);
+            guests = Some(guests.unwrap_or(false) || asked);
+            self.requests.0.retain(|request| !ended(request));
+            if timed_out {
+                self.count_timeout(to);
+            } else if let Some(slot) = self.slots.get_mut(index).filter(|slot| !slot.is_quarantined()) {
+                slot.timeouts = 0;
+            }
+        }
+        guests
+    }
+
+    /// A device did not answer. One that does not answer again and again takes up what others wait for: its ATS is
+    /// turned off (rule VC-74, T41).
+    fn count_timeout(&mut self, to: Attachment) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.attachment == to && !slot.is_quarantined()) {
+            slot.timeouts = slot.timeouts.saturating_add(1);
+            if slot.is_quarantined() {
+                log::debug!("a device does not answer ATS invalidations: it has no ATS from now on");
+                self.health = self.health.max(Health::Degraded);
+                if slot.phase == Phase::Live {
+                    slot.want(slot.wanted.without_ats());
+                    slot.unasked = true;
+                }
+            }
+        }
+    }
+
+    /// The host has reset the function: it keeps no translations, waits for no answers, and is trusted again.
+    pub(crate) fn device_reset(&mut self, id: DeviceId) {
+        let Some(index) = self.slots.iter().position(|slot| slot.id() == id) else {
+            return;
+        };
+        if let Some(slot) = self.slots.get_mut(index) {
+            let attachment = slot.attachment;
+            slot.had_ats = slot.live.is_some_and(|live| live.ats() != Ats::Off);
+            if slot.is_quarantined() && slot.phase == Phase::Live {
+                slot.stale = slot.stale.max(Some(super::Reread::Unasked));
+            }
+            slot.timeouts = 0;
+            self.requests.disown_of(attachment);
+            self.groups.forget(attachment);
+        }
+    }
+}

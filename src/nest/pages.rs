@@ -1,0 +1,151 @@
+//! Page requests of passthrough devices: which groups the guest has to answer, and its answers.
+
+use heapless::Vec;
+
+use crate::attachment::Attachment;
+use crate::backend::{Ats, PageResponse, PhysicalIommu, ResponseCode};
+use crate::cmdq::command::AtsPrgr;
+use crate::error::OrderError;
+use crate::id::{Prgi, ProcessId};
+use crate::pageq::PageRequest;
+use crate::progress::Progress;
+
+use super::slot::Phase;
+use super::{Nest, Stalled};
+
+/// A group of page requests that are in the guest's queue, or were, and are not answered.
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    of: Attachment,
+    index: Prgi,
+    process: Option<ProcessId>,
+    /// Its last request has come: it can be answered.
+    whole: bool,
+}
+
+impl Group {
+    fn has(&self, of: Attachment, request: &PageRequest) -> bool {
+        self.of == of && self.index == request.payload.prgi() && self.process == request.process
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Groups<const GROUPS: usize>(Vec<Group, GROUPS>);
+
+impl<const GROUPS: usize> Groups<GROUPS> {
+    pub(super) const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    pub(super) fn forget(&mut self, of: Attachment) {
+        self.0.retain(|group| group.of != of);
+    }
+}
+
+/// How the device of a page request stands to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Requester {
+    /// It is not the guest's, or not any more.
+    Stale,
+    /// It was not granted page requests.
+    Denied,
+    /// It may ask.
+    Granted {
+        /// The guest has an earlier request of the group.
+        begun: bool,
+        /// The group can be kept.
+        room: bool,
+    },
+}
+
+impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize, const GROUPS: usize>
+    Nest<D, DEVICES, BATCH, ITAGS, GROUPS>
+{
+    /// Who makes this request.
+    pub(crate) fn requester(&self, of: Attachment, request: &PageRequest) -> Requester {
+        match self.slots.iter().find(|slot| slot.attachment == of && slot.phase != Phase::Leaving) {
+            None => Requester::Stale,
+            Some(slot) if slot.granted() < Ats::PageRequests => Requester::Denied,
+            Some(_) => {
+                let begun = self.groups.0.iter().any(|group| group.has(of, request));
+                let room = begun || request.payload.is_stop_marker() || !self.groups.0.is_full();
+                Requester::Granted { begun, room }
+            }
+        }
+    }
+
+    /// A request went into the guest's queue.
+    pub(crate) fn page_requested(&mut self, of: Attachment, request: &PageRequest) {
+        if request.payload.is_stop_marker() {
+            return;
+        }
+        let whole = request.payload.wants_response();
+        match self.groups.0.iter_mut().find(|group| group.has(of, request)) {
+            Some(group) => group.whole |= whole,
+            None => {
+                let PageRequest { process, payload, .. } = *request;
+                // Room was looked for before.
+                let _ = self.groups.0.push(Group { of, index: payload.prgi(), process, whole });
+            }
+        }
+    }
+
+    /// `ATS.PRGR`: sent if it answers a group that is not answered, else dropped (rules PRG-03 to PRG-05).
+    pub(crate) fn respond<P: PhysicalIommu<Device = D>>(
+        &mut self,
+        command: &AtsPrgr,
+        physical: &mut P,
+    ) -> Result<(), Progress> {
+        let AtsPrgr { destination, payload } = *command;
+        let answers = |group: &Group| {
+            group.of.device() == destination.device()
+                && group.index == payload.prgi()
+                && group.whole
+                && (destination.process.is_none() || destination.process == group.process)
+        };
+        let Some(at) = self.groups.0.iter().position(answers) else {
+            return Ok(());
+        };
+        let Some((of, process)) = self.groups.0.get(at).map(|group| (group.of, group.process)) else {
+            return Ok(());
+        };
+        let Some(device) = self.slots.iter().find(|slot| slot.attachment == of).map(|slot| slot.device) else {
+            return Ok(());
+        };
+        let code = self.permitted(of, ResponseCode::decode(payload.code()));
+        let response = PageResponse { process, group: payload.prgi(), code };
+        self.block_unknown(physical).and_then(|()| self.flush(physical)).map_err(|Stalled| Progress::Waiting)?;
+        match physical.page_response(device, &response) {
+            Ok(()) => {}
+            Err(OrderError::Busy) => return Err(Progress::Waiting),
+            Err(OrderError::Refused { .. }) => log::debug!("the physical IOMMU refused a page response"),
+            Err(OrderError::Fatal) => {
+                self.fail(physical);
+                return Err(Progress::Waiting);
+            }
+        }
+        self.groups.0.swap_remove(at);
+        Ok(())
+    }
+
+    /// Closes a group that is not answered; whether there is one.
+    pub(crate) fn give_up(&mut self, of: Attachment, index: Prgi, process: Option<ProcessId>) -> bool {
+        let before = self.groups.0.len();
+        self.groups.0.retain(|group| !(group.of == of && group.index == index && group.process == process));
+        self.groups.0.len() != before
+    }
+
+    /// What a response is turned into: a Response Failure would turn off the page requests of functions that are not the
+    /// guest's (rules PRG-06, VT-11).
+    pub(crate) fn permitted(&self, of: Attachment, code: ResponseCode) -> ResponseCode {
+        let granted = self.slots.iter().any(|slot| slot.attachment == of && slot.grant.response_failure);
+        match code {
+            ResponseCode::ResponseFailure if !granted => ResponseCode::InvalidRequest,
+            code => code,
+        }
+    }
+}
