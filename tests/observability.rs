@@ -1,0 +1,178 @@
+//! What a host is told of a guest that does not get what it wants: the last error, and counts.
+
+mod dma_rig;
+mod nesting_rig;
+
+use dma_rig::{DmaRig, READ, everything};
+use nesting_rig::{FENCE, IOVA, Rig, id, pscid};
+use riscv_viommu::mock::guest::{Iofence, inval_ddt, register};
+use riscv_viommu::mock::tables::{ProcessDirectory, bare, tc};
+use riscv_viommu::{Cause, Gpa, HostFault, LastError, MemoryFault, OrderError, ProcessId, TransactionType, Width};
+
+/// `IOTINVAL.VMA` with a reserved bit, which stops the queue (rule CMD-04).
+const ILLEGAL: [u64; 2] = [0x801, 0];
+
+fn said(error: Option<LastError>) -> String {
+    error.map_or("nothing".into(), |error| error.to_string())
+}
+
+impl Rig {
+    fn said(&self) -> String {
+        said(self.iommu.last_error())
+    }
+
+    /// The guest clears what stopped its queue, and goes on behind it.
+    fn go_on(&mut self) {
+        let _ = self.iommu.write(register::CQCSR, Width::U32, 0);
+        let cqb = self.commands.cqb();
+        let _ = self.iommu.write(register::CQB, Width::U64, cqb);
+        let _ = self.iommu.write(register::CQCSR, Width::U32, register::ENABLE | 0xf00);
+    }
+}
+
+#[test]
+fn a_guest_without_a_mistake_has_no_last_error() {
+    let mut rig: Rig = Rig::new();
+    let (device, _) = rig.attach(0);
+    let _ = rig.enter();
+    assert_eq!(rig.said(), "nothing", "a device without a context is how every guest begins");
+    rig.directory.set(id(0), &rig.a.context(pscid(1)));
+    let _ = rig.ring([inval_ddt(Some(id(0))), FENCE.encode()]);
+    let fault = HostFault::new(Cause::ReadPageFault, TransactionType::UntranslatedRead, IOVA);
+    let _ = rig.iommu.report_fault(device, &fault);
+    assert_eq!((rig.said().as_str(), rig.records().len()), ("nothing", 1), "a page fault is no mistake in a context");
+}
+
+#[test]
+fn an_illegal_command_is_named_with_its_place_its_words_and_the_rule() {
+    let mut rig: Rig = Rig::new();
+    let _ = rig.ring([FENCE.encode(), ILLEGAL, [0x7f, 0]]);
+    let expected =
+        "command 1 (0x0000000000000801 0x0000000000000000) is illegal: IOTINVAL has a reserved bit that is 1 (CMD-04)";
+    assert_eq!(rig.said(), expected);
+    let Some(LastError::IllegalCommand { index: 1, command, reason, .. }) = rig.iommu.last_error() else {
+        panic!("{}", rig.said());
+    };
+    assert_eq!((command.low, reason.field(), reason.rule()), (0x801, "IOTINVAL", "CMD-04"));
+    let _ = rig.iommu.run();
+    assert_eq!(rig.said(), expected, "the queue has stopped: the next one was not looked at");
+    let _ = rig.iommu.reset();
+    assert_eq!(rig.said(), "nothing", "forgotten with the reset");
+}
+
+#[test]
+fn memory_that_stops_the_queue_is_named() {
+    let mut rig: Rig = Rig::new();
+    let nowhere = Gpa::new(0x0004_0000_0000);
+    let _ = rig.ring([Iofence::PLAIN.store(nowhere, 1).encode()]);
+    assert_eq!(rig.said(), "command 0: guest memory access fault at 0x400000000", "CQ-15, FEN-05");
+    rig.go_on();
+    rig.memory.fail(rig.commands.entry(1), 16, MemoryFault::Corruption);
+    let _ = rig.ring([FENCE.encode(), FENCE.encode()]);
+    assert_eq!(rig.said(), "command 1: guest memory data corruption at 0x70000010", "CQ-15");
+}
+
+#[test]
+fn a_context_that_is_refused_is_named_with_the_field_and_the_rule() {
+    let mut rig: Rig = Rig::new();
+    let (device, _) = rig.attach(0);
+    let _ = rig.enter();
+    rig.directory.set(id(0), &[tc::V | tc::EN_PRI, 0, 0, 0]);
+    let _ = rig.ring([inval_ddt(Some(id(0)))]);
+    assert_eq!(rig.said(), "device_id 0x8, cause 259: DC.tc.EN_PRI needs capabilities.ATS (DCK-02)");
+    // What nobody is attached for is not looked at.
+    rig.directory.set(id(1), &[tc::V | tc::DPE, 0, 0, 0]);
+    let _ = rig.ring([inval_ddt(Some(id(1)))]);
+    assert!(rig.said().contains("DCK-02"), "{}", rig.said());
+    // A device that has none is named once it wants something.
+    rig.directory.invalidate(id(0));
+    let _ = rig.ring([inval_ddt(None)]);
+    assert!(rig.said().contains("DCK-02"), "{}", rig.said());
+    let fault = HostFault::new(Cause::ReadGuestPageFault, TransactionType::UntranslatedRead, IOVA);
+    let _ = rig.iommu.report_fault(device, &fault);
+    assert_eq!(rig.said(), "device_id 0x8, cause 258: DC.tc.V is 0 (DDT-12)");
+    // On the way to it, too.
+    let entry = rig.directory.non_leaf_address(id(0), 1);
+    rig.memory.write(entry, rig.memory.read(entry) | 2);
+    let _ = rig.ring([inval_ddt(None)]);
+    assert_eq!(rig.said(), "device_id 0x8, cause 259: ddte has a reserved bit that is 1 (DDT-11)");
+    rig.memory.write(entry, 0x3f_ffff << 10 | 1);
+    let _ = rig.ring([inval_ddt(None)]);
+    assert_eq!(
+        rig.said(),
+        "device_id 0x8, cause 257: the device directory leads to where the guest has no memory (FLT-01)"
+    );
+}
+
+#[test]
+fn the_last_one_is_kept_whichever_kind_it_is() {
+    let mut rig: Rig = Rig::new();
+    let _ = rig.attach(0);
+    let _ = rig.enter();
+    rig.directory.set(id(0), &[tc::V | tc::DPE, 0, 0, 0]);
+    // The fence has the context read, before the next command is.
+    let _ = rig.ring([inval_ddt(Some(id(0))), FENCE.encode(), ILLEGAL]);
+    assert!(rig.said().contains("CMD-04"), "{}", rig.said());
+    rig.go_on();
+    let _ = rig.ring([inval_ddt(Some(id(0)))]);
+    assert!(rig.said().contains("DCK-12"), "{}", rig.said());
+}
+
+#[test]
+fn what_a_request_of_an_emulated_device_comes_to_grief_by_is_named() {
+    let mut rig: DmaRig = DmaRig::new(everything());
+    let said = |rig: &DmaRig| said(rig.iommu.last_error());
+    let refused = |rig: &mut DmaRig, process: Option<u32>, privileged| {
+        let request = READ.of(rig, 0x1000);
+        let process = process.map(ProcessId::truncate);
+        let request = process.map_or(request, |process| request.with_process(process, privileged));
+        assert!(rig.translate(request).is_err());
+        said(rig)
+    };
+    assert_eq!(refused(&mut rig, None, false), "device_id 0x123456, cause 258: ddte.V is 0 (DDT-11)");
+    rig.set_context(&bare());
+    let expected =
+        "device_id 0x123456, process_id 0x1, cause 260: DC.tc.PDTV is 0, and the request has a process_id (TR-09)";
+    assert_eq!(refused(&mut rig, Some(1), false), expected);
+    let processes = ProcessDirectory::new(&rig.memory, 1);
+    rig.set_context(&[tc::V | tc::PDTV, 0, 0, processes.pdtp()]);
+    let expected = "device_id 0x123456, process_id 0x100, cause 260: process_id is wider than pdtp.MODE takes (TR-10)";
+    assert_eq!(refused(&mut rig, Some(0x100), false), expected);
+    assert_eq!(
+        refused(&mut rig, Some(1), false),
+        "device_id 0x123456, process_id 0x1, cause 266: PC.ta.V is 0 (PDT-08)"
+    );
+    processes.set(ProcessId::truncate(1), [1, 3 << 60]);
+    let expected =
+        "device_id 0x123456, process_id 0x1, cause 267: PC.fsc.MODE is not one that capabilities has (PCK-02 to -04)";
+    assert_eq!(refused(&mut rig, Some(1), false), expected);
+    processes.set(ProcessId::truncate(1), [1, 0]);
+    let expected =
+        "device_id 0x123456, process_id 0x1, cause 260: PC.ta.ENS is 0, and the request is privileged (TR-16)";
+    assert_eq!(refused(&mut rig, Some(1), true), expected);
+    // A fault of the page tables leaves it.
+    processes.set(ProcessId::truncate(1), [1, 8 << 60]);
+    assert_eq!(refused(&mut rig, Some(1), false), expected);
+    let _ = rig.iommu.reset();
+    assert_eq!(said(&rig), "nothing");
+}
+
+#[test]
+fn what_the_host_refuses_is_named_too() {
+    let mut rig = Rig::new().translating();
+    rig.physical.answer_next_set_context(Err(OrderError::Refused { done: 0 }));
+    rig.directory.set(id(0), &bare());
+    let _ = rig.ring([inval_ddt(Some(id(0))), FENCE.encode()]);
+    let expected = "device_id 0x8: the host refused the context SecondStageOnly { process_ids: false, ats: Off }";
+    assert_eq!(rig.said(), expected);
+    for _ in 0..2 {
+        rig.physical.answer_next_invalidate(Err(OrderError::Refused { done: 0 }));
+    }
+    let _ = rig.ring([inval_ddt(Some(id(0))), FENCE.encode()]);
+    assert_eq!(rig.said(), "the host refused an invalidation: every device is blocked");
+    let _ = rig.iommu.reset();
+    rig.turn_on();
+    rig.physical.answer_next_fence(Err(OrderError::Fatal));
+    let _ = rig.ring([FENCE.encode()]);
+    assert_eq!(rig.said(), "the physical IOMMU failed: every device is blocked");
+}
