@@ -122,7 +122,7 @@ pub use error::{
     SnapshotError, TranslateError, Violation,
 };
 pub use fault::{Cause, TransactionType};
-pub use faultq::{FaultHead, FaultRecord, HostFault, Quirks};
+pub use faultq::{FaultHead, FaultRecord, HostFault, Quirks, SecondStageFault};
 pub use id::{DeviceId, FirstStageMode, Gscid, Itag, Prgi, ProcessDirectoryMode, ProcessId, Pscid, SecondStageMode};
 pub use last_error::LastError;
 pub use nest::Health;

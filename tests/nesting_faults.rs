@@ -46,7 +46,7 @@ const STATES: [State; 9] = [
 
 /// The causes a host may report, and what the fault of a read is shown as where the context translates: `None` is
 /// judged by the guest's directory, and an access that reached nothing where that refuses nothing.
-const CAUSES: [(Cause, Option<Cause>); 26] = [
+const CAUSES: [(Cause, Option<Cause>); 30] = [
     (InstructionAccessFault, Some(InstructionAccessFault)),
     (ReadMisaligned, Some(ReadMisaligned)),
     (ReadAccessFault, Some(ReadAccessFault)),
@@ -56,6 +56,10 @@ const CAUSES: [(Cause, Option<Cause>); 26] = [
     (ReadPageFault, Some(ReadPageFault)),
     (WritePageFault, Some(WritePageFault)),
     (PtDataCorruption, Some(PtDataCorruption)),
+    (PdtLoadAccessFault, Some(PdtLoadAccessFault)),
+    (PdtNotValid, Some(PdtNotValid)),
+    (PdtMisconfigured, Some(PdtMisconfigured)),
+    (PdtDataCorruption, Some(PdtDataCorruption)),
     (InstructionGuestPageFault, Some(ReadAccessFault)),
     (ReadGuestPageFault, Some(ReadAccessFault)),
     (WriteGuestPageFault, Some(ReadAccessFault)),

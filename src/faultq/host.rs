@@ -1,6 +1,6 @@
 //! A fault as the host's physical IOMMU reported it.
 
-use crate::addr::Iova;
+use crate::addr::{Gpa, Iova};
 use crate::fault::{Cause, TransactionType};
 use crate::id::ProcessId;
 
@@ -21,6 +21,32 @@ pub struct HostFault {
     pub privileged: bool,
     /// The address the device used; for a message request the message code.
     pub iova: Iova,
+    /// What a guest-page fault (20, 21, 23) was about, where the host knows.
+    pub second_stage: Option<SecondStageFault>,
+}
+
+/// Where the host's second stage stopped a walk of the physical IOMMU: `iotval2`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct SecondStageFault {
+    /// The address in the VM's physical space that has no good mapping; its lowest two bits are 0.
+    pub at: Gpa,
+    /// It is that of an entry of the guest's tables, and not what the access goes to.
+    pub implicit: bool,
+}
+
+impl SecondStageFault {
+    /// Of the access itself, at this address.
+    #[must_use]
+    pub const fn new(at: Gpa) -> Self {
+        Self { at: Gpa::new(at.get() & !3), implicit: false }
+    }
+
+    /// The same, of an entry of the guest's tables or not.
+    #[must_use]
+    pub const fn with_implicit(self, implicit: bool) -> Self {
+        Self { implicit, ..self }
+    }
 }
 
 /// Fields a physical IOMMU is known to report wrongly.
@@ -31,6 +57,8 @@ pub struct Quirks {
     pub process_valid: bool,
     /// `TTYP` does not tell reads from writes; the cause does, where it can.
     pub transaction_type: bool,
+    /// `iotval2` does not tell what a guest-page fault was about.
+    pub second_stage: bool,
 }
 
 impl Quirks {
@@ -45,19 +73,31 @@ impl Quirks {
     pub const fn with_transaction_type(self, transaction_type: bool) -> Self {
         Self { transaction_type, ..self }
     }
+
+    /// States [`second_stage`](Self::second_stage).
+    #[must_use]
+    pub const fn with_second_stage(self, second_stage: bool) -> Self {
+        Self { second_stage, ..self }
+    }
 }
 
 impl HostFault {
     /// A fault of a transaction without a `process_id`.
     #[must_use]
     pub const fn new(cause: Cause, access: TransactionType, iova: Iova) -> Self {
-        Self { cause, access, process: None, privileged: false, iova }
+        Self { cause, access, process: None, privileged: false, iova, second_stage: None }
     }
 
     /// The same of a transaction with a `process_id`.
     #[must_use]
     pub const fn with_process(self, process: ProcessId, privileged: bool) -> Self {
         Self { process: Some(process), privileged, ..self }
+    }
+
+    /// The same with what a guest-page fault was about.
+    #[must_use]
+    pub const fn with_second_stage(self, second_stage: SecondStageFault) -> Self {
+        Self { second_stage: Some(second_stage), ..self }
     }
 
     /// Reads a record of a physical fault queue. `None` for what concerns the host alone: records of no transaction,
@@ -72,12 +112,18 @@ impl HostFault {
         }
         let access = if quirks.transaction_type { access_of(cause).unwrap_or(reported) } else { reported };
         let process = (head.pv() && !quirks.process_valid).then(|| head.pid());
+        let guest_page =
+            matches!(cause, Cause::InstructionGuestPageFault | Cause::ReadGuestPageFault | Cause::WriteGuestPageFault);
+        // Bit 0 of iotval2, below the address (rule FR-08).
+        let implicit = record.iotval2 & 1 != 0;
+        let second_stage = SecondStageFault::new(Gpa::new(record.iotval2)).with_implicit(implicit);
         Some(Self {
             cause,
             access,
             process,
             privileged: process.is_some() && head.is_priv(),
             iova: Iova::new(record.iotval),
+            second_stage: (guest_page && !quirks.second_stage).then_some(second_stage),
         })
     }
 }

@@ -3,7 +3,7 @@
 mod host;
 pub mod record;
 
-pub use host::{HostFault, Quirks};
+pub use host::{HostFault, Quirks, SecondStageFault};
 pub use record::{FaultHead, FaultRecord};
 
 use crate::addr::{Gpa, Iova};

@@ -1,14 +1,19 @@
 //! What a fault of the physical IOMMU means to the guest (rules VT-02 to VT-07).
 
 use crate::attachment::Attachment;
-use crate::backend::GuestMemory;
-use crate::fault::{Cause, Fault};
+use crate::backend::{Ats, Context, GuestMemory, Processes};
+use crate::ddt::{Pdtp, Reading, Tc};
+use crate::fault::{Access, Cause, Fault, TransactionType};
 use crate::faultq::{HostFault, Origin};
+use crate::id::ProcessId;
+use crate::ioatc::Ioatc;
+use crate::mem::{Glass, View};
+use crate::pdt::{Process, ProcessDirectory};
+use crate::pt::{Extensions, Loads, Walker};
 use crate::regs::file::Registers;
 
 use super::Nest;
 use super::slot::{Phase, Reread};
-use crate::ddt::Reading;
 
 /// What to do with a host fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +31,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     Nest<D, DEVICES, BATCH, ITAGS, GROUPS>
 {
     /// Judges a fault of an attached device. Reads the guest's directory at most once, and only for a fault of the
-    /// context lookup or of a device that is blocked.
+    /// context lookup or of a device that is blocked; and the way to one process context, where it has to be known what
+    /// hardware met there.
     pub(crate) fn judge(
         &mut self,
         attachment: Attachment,
@@ -39,15 +45,31 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         else {
             return Verdict::NotOurs;
         };
-        let HostFault { cause: _, access, process, privileged, iova } = *fault;
+        let HostFault { cause, access, process, privileged, iova, second_stage } = *fault;
         let origin = Origin { device: slot.id(), access, process, privileged, iova };
         let report = |cause, dtf| Verdict::Report { fault: Fault::new(cause), origin, dtf };
+        // The process whose context the transaction needs.
+        let way = match slot.live {
+            Some(Context::Processes(live)) => {
+                let process = process.or(live.dpe.then_some(ProcessId::truncate(0)));
+                process.map(|process| Way { registers, live, process, access: access.access() })
+            }
+            _ => None,
+        };
         // A blocked state on the way to the context, or from the last one, has faults of the host's structures too.
         let in_transit = slot.was_blocked && !slot.step.is_final(self.completed);
         match shown_as(fault) {
             // Blocked devices do not have these: one that was open had it then, whatever it has been given since.
             Shown::Guests(cause) if slot.was_open => return report(cause, slot.dtf),
-            Shown::Hosts(cause) if slot.is_open() && !in_transit => return report(cause, slot.dtf),
+            Shown::Hosts(shown) if slot.is_open() && !in_transit => {
+                // Which of the guest's structures is where the host has nothing. Without a word of that, it is the
+                // process directory if this can not be read either (rule VT-05).
+                let explicit = second_stage.is_some_and(|stopped| !stopped.implicit);
+                let mut glass = Glass { memory, hole: second_stage.map(|stopped| stopped.at) };
+                let found = way.filter(|_| !explicit && is_guest_page_fault(cause)).map(|way| way.walk(&mut glass));
+                let in_directory = matches!(found, Some(Err(Fault { cause: Cause::PdtLoadAccessFault, .. })));
+                return report(if in_directory { Cause::PdtLoadAccessFault } else { shown }, slot.dtf);
+            }
             _ => {}
         }
         // Hardware refused the transaction by its context. Whether the guest's own registers and directory refuse it
@@ -57,9 +79,19 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         if let Some(fault) = reading.refuses(access, process) {
             return Verdict::Report { fault, origin, dtf };
         }
+        if cause == Cause::TransactionTypeDisallowed {
+            // What its context has and the host did not grant is refused as if the context had it not (rules MRG-02,
+            // MRG-04).
+            let denied = slot.granted() < needed(access);
+            // A supervisor's request, and the process context does not enable those (rule TR-16).
+            let supervises = way.filter(|_| privileged && !in_transit);
+            let found = supervises.map(|way| way.walk(&mut Glass { memory, hole: None }));
+            if denied || found.is_some_and(|found| found.is_ok_and(|process| !process.ens)) {
+                return report(cause, dtf);
+            }
+        }
         // The guest's context is good, and the host did not carry it out: it refused, or lost what it was given.
-        let lost =
-            !in_transit && slot.live == Some(reading.context(slot.granted())) && !is_the_hosts_alone(fault.cause);
+        let lost = !in_transit && slot.live == Some(reading.context(slot.granted())) && !is_the_hosts_alone(cause);
         if slot.refused || self.locked || self.shut || lost {
             return report(access.access_fault(), dtf);
         }
@@ -67,6 +99,51 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         slot.stale = slot.stale.max(Some(Reread::Unasked));
         Verdict::Reread
     }
+}
+
+/// The way to the context of a process, as hardware goes it.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    registers: &'a Registers,
+    live: Processes,
+    process: ProcessId,
+    access: Access,
+}
+
+impl Way<'_> {
+    /// Goes it in software: at most three entries.
+    fn walk<M: GuestMemory>(self, memory: &mut Glass<'_, M>) -> Result<Process, Fault> {
+        let Processes { mode, root, sade, sbe, .. } = self.live;
+        let capabilities = self.registers.capabilities();
+        let directory = ProcessDirectory {
+            pdtp: Pdtp { mode, root },
+            tc: Tc::new().with_sade(sade).with_sbe(sbe),
+            view: View::of(self.registers).with_big_endian(sbe),
+            capabilities,
+        };
+        let mut walker = Walker {
+            memory,
+            ioatc: &mut Ioatc::<0>::new(),
+            extensions: Extensions::of(capabilities),
+            second: None,
+            loads: &mut Loads::default(),
+        };
+        directory.locate(&mut walker, self.process, self.access, &mut 0)
+    }
+}
+
+/// What a device has to be granted for such a transaction.
+const fn needed(access: TransactionType) -> Ats {
+    match access {
+        TransactionType::MessageRequest => Ats::PageRequests,
+        TransactionType::AtsTranslationRequest => Ats::Translations,
+        translated if translated.is_translated() => Ats::Translations,
+        _ => Ats::Off,
+    }
+}
+
+const fn is_guest_page_fault(cause: Cause) -> bool {
+    matches!(cause, Cause::InstructionGuestPageFault | Cause::ReadGuestPageFault | Cause::WriteGuestPageFault)
 }
 
 /// Faults that tell of the host and not of the transaction (rule VT-02).
@@ -95,6 +172,10 @@ const fn shown_as(fault: &HostFault) -> Shown {
         | Cause::WriteAccessFault
         | Cause::ReadMisaligned
         | Cause::WriteMisaligned
+        | Cause::PdtLoadAccessFault
+        | Cause::PdtNotValid
+        | Cause::PdtMisconfigured
+        | Cause::PdtDataCorruption
         | Cause::PtDataCorruption => Shown::Guests(fault.cause),
         // Rules VT-05, VT-06. A real IOMMU would leave the access itself to PMA and PMP checks behind it, and report
         // nothing; a guest that is told can do something about it.
