@@ -12,9 +12,9 @@ use riscv_viommu::mock::guest::{CommandRing, FaultRing, Iofence, register};
 use riscv_viommu::mock::tables::{Directory, FirstStageTable, pte};
 use riscv_viommu::mock::{Dma, Hardware, Memory, Order, Physical, PhysicalDevice, Wires};
 use riscv_viommu::{
-    Applied, AttachError, Attachment, Completion, Config, Context, DeviceId, DevicePolicy, FenceOutcome, FenceScope,
-    FirstStageMode, Gpa, Gscid, HostCapabilities, InterruptKinds, Invalidation, Iova, Parts, Progress, Pscid, Ticket,
-    VIommu, Width,
+    Applied, Ats, AttachError, Attachment, Completion, Config, Context, DeviceId, DevicePolicy, FenceOutcome,
+    FenceScope, FirstStageMode, Gpa, Gscid, HostCapabilities, InterruptKinds, Invalidation, Iova, Parts, Progress,
+    Pscid, Ticket, VIommu, Width,
 };
 
 /// Where both first stages map a page, and what to.
@@ -129,7 +129,11 @@ impl<const DEVICES: usize, const BATCH: usize> Rig<DEVICES, BATCH> {
     }
 
     pub(crate) fn try_attach(&mut self, n: u32) -> Result<(Attachment, Progress), AttachError> {
-        let attached = self.iommu.attach(id(n), self.device(n), DevicePolicy::default())?;
+        self.attach_with(n, DevicePolicy::default())
+    }
+
+    pub(crate) fn attach_with(&mut self, n: u32, policy: DevicePolicy) -> Result<(Attachment, Progress), AttachError> {
+        let attached = self.iommu.attach(id(n), self.device(n), policy)?;
         Ok((attached.attachment, attached.progress))
     }
 
@@ -245,25 +249,49 @@ impl<const DEVICES: usize, const BATCH: usize> Rig<DEVICES, BATCH> {
                 let answer = answer.map(|done| if done == Completion::Pending { ".." } else { "" });
                 format!("fence{scope}{}", answer_text(answer))
             }
+            Order::AtsInvalidate(device, what, answer) => {
+                let process = what.process.map_or(String::new(), |process| format!("@{}", process.get()));
+                let global = if what.global { "+g" } else { "" };
+                let (first, last) = (what.first.get() >> 12, what.last.get() >> 12);
+                let (n, answer) = (n_of(*device), answer_text(answer.map(|()| "")));
+                format!("ats {n} {first:x}-{last:x}{process}{global}{answer}")
+            }
+            Order::PageResponse(device, response, answer) => {
+                let process = response.process.map_or(String::new(), |process| format!("@{}", process.get()));
+                let (n, answer) = (n_of(*device), answer_text(answer.map(|()| "")));
+                format!("prgr {n} {}{process} {:?}{answer}", response.group.get(), response.code)
+            }
             Order::Release(device) => format!("release {}", n_of(*device)),
             other => panic!("an order without a text: {other:?}"),
         }
     }
 
     fn context_text(&self, context: &Context) -> String {
-        match context {
+        let ats = match context.ats() {
+            _ if *context == Context::Quiesced => "",
+            Ats::Off => "",
+            Ats::Translations => "+ats",
+            Ats::PageRequests => "+pri",
+        };
+        let flag = |set, name| if set { name } else { "" };
+        let text: String = match context {
             Context::Blocked => "Blocked".into(),
+            Context::Quiesced => "Quiesced".into(),
             Context::SecondStageOnly { process_ids: true, .. } => "Bare+pid".into(),
             Context::SecondStageOnly { process_ids: false, .. } => "Bare".into(),
             Context::FirstStage(stage) => {
                 let root = stage.root.base();
                 let table = [("A", &self.a), ("B", &self.b)].into_iter().find(|(_, table)| table.root() == root);
                 let name = table.map_or(format!("{root}"), |(name, _)| name.into());
-                let flag = |set, name| if set { name } else { "" };
                 format!("{name}/{}{}{}", stage.pscid.get(), flag(stage.sade, "+sade"), flag(stage.sbe, "+sbe"))
             }
+            Context::Processes(processes) => {
+                let (mode, dpe) = (processes.mode, flag(processes.dpe, "+dpe"));
+                format!("{mode:?}{dpe}{}{}", flag(processes.sade, "+sade"), flag(processes.sbe, "+sbe"))
+            }
             other => panic!("a context without a text: {other:?}"),
-        }
+        };
+        text + ats
     }
 
     /// The tickets of the fences since orders were last taken.
@@ -290,6 +318,7 @@ fn answer_text(answer: Result<&str, riscv_viommu::OrderError>) -> String {
 fn invalidation_text(order: &Invalidation<PhysicalDevice>) -> String {
     match order {
         Invalidation::Device(device) => format!("D{}", n_of(*device)),
+        Invalidation::Process(device, process) => format!("P{}:{}", n_of(*device), process.get()),
         Invalidation::Pages(pages) => {
             let pscid = pages.pscid.map_or(String::new(), |pscid| format!("@{}", pscid.get()));
             let non_leaf = if pages.non_leaf { "+nl" } else { "" };
