@@ -63,7 +63,7 @@ pub(crate) struct Guest {
     sizes: [u64; 3],
     inbox: Inbox,
     /// It changed the directory, and the queue may not have come to the command that says so: it takes none back.
-    pub(crate) unsaid: bool,
+    unsaid: bool,
 }
 
 impl Guest {
@@ -130,8 +130,7 @@ impl Guest {
         if look.read(register::CQB) == 0 {
             return self.boot();
         }
-        // All it has said was carried out.
-        self.unsaid &= !look.runs() || look.read(register::CQH) != look.read(register::CQT);
+        self.unsaid = self.owes(look);
         if !look.runs() && self.random.percent(40) {
             return self.recover(look);
         }
@@ -149,6 +148,11 @@ impl Guest {
             _ if self.random.percent(20) => Action::Reset,
             _ => Action::Run,
         }
+    }
+
+    /// Whether the queue has not come to a command that tells of a change.
+    pub(crate) fn owes(&self, look: &Iommu) -> bool {
+        self.unsaid && (!look.runs() || look.read(register::CQH) != look.read(register::CQT))
     }
 
     /// What came of it matters to the models of devices.
