@@ -7,8 +7,8 @@
 //! | [`PhysicalIommu`] | contexts, invalidations and fences on the physical IOMMU | takes [`NoPhysical`] |
 //!
 //! A type that implements all three is a [`Backend`]; [`Parts`] makes one of three separate values. A wrapper that
-//! traces, fans out or injects faults wraps one of the three, and forwards all methods of it, the ones with defaults
-//! too.
+//! fans out or injects faults wraps one of the three, and forwards all methods of it, the ones with defaults too;
+//! [`Trace`] shows the calls to any of them.
 //!
 //! Of [`GuestMemory`] every host has [`load`](GuestMemory::load), [`store`](GuestMemory::store) and
 //! [`post`](GuestMemory::post). The other methods have defaults:
@@ -333,6 +333,7 @@ mod host;
 mod memory;
 mod order;
 mod parts;
+mod trace;
 
 pub use ats::{Ats, AtsInvalidation, PageResponse, ResponseCode};
 pub use host::HostCapabilities;
@@ -341,6 +342,7 @@ pub use order::{
     Applied, Completion, Context, Epoch, FenceOutcome, FenceScope, FirstStage, Invalidation, Pages, Processes, Ticket,
 };
 pub use parts::{NoPhysical, Parts};
+pub use trace::{Call, Trace};
 
 use core::fmt::Debug;
 

@@ -24,6 +24,7 @@ pub struct Parts<M, I, P> {
     pub physical: P,
 }
 
+#[deny(clippy::missing_trait_methods, reason = "a default would not reach the part")]
 impl<M: GuestMemory, I, P> GuestMemory for Parts<M, I, P> {
     fn load(&self, at: Gpa, out: &mut [u64]) -> Result<(), MemoryFault> {
         self.memory.load(at, out)
@@ -66,6 +67,7 @@ impl<M: GuestMemory, I, P> GuestMemory for Parts<M, I, P> {
     }
 }
 
+#[deny(clippy::missing_trait_methods, reason = "a default would not reach the part")]
 impl<M, I: Interrupts, P> Interrupts for Parts<M, I, P> {
     fn kinds(&self) -> InterruptKinds {
         self.interrupts.kinds()
@@ -76,6 +78,7 @@ impl<M, I: Interrupts, P> Interrupts for Parts<M, I, P> {
     }
 }
 
+#[deny(clippy::missing_trait_methods, reason = "a default would not reach the part")]
 impl<M, I, P: PhysicalIommu> PhysicalIommu for Parts<M, I, P> {
     type Device = P::Device;
 
