@@ -156,8 +156,8 @@ impl Copied {
         let msi = self.msi_mode().unwrap_or(BARE);
         refuse_if(msi > FLAT, &Violation("DC.msiptp.MODE", "is neither Off nor Flat", "DCK-16"))?;
         // 17.
-        let aligned = bare || iohgatp.ppn().get() & 3 == 0;
-        refuse_if(!aligned, &Violation("DC.iohgatp.PPN", "is not a multiple of 4", "DCK-17"))?;
+        let misaligned = !bare && iohgatp.ppn().get() & 3 != 0;
+        refuse_if(misaligned, &Violation("DC.iohgatp.PPN", "is not a multiple of 4", "DCK-17"))?;
         // 18.
         refuse_if(!caps.amo_hwad() && tc.sade(), &Violation("DC.tc.SADE", "needs capabilities.AMO_HWAD", "DCK-18"))?;
         refuse_if(!caps.amo_hwad() && tc.gade(), &Violation("DC.tc.GADE", "needs capabilities.AMO_HWAD", "DCK-18"))?;
