@@ -92,7 +92,7 @@ impl Signals {
         }
     }
 
-    /// Brings messages and wires up to date.
+    /// Brings messages and wires up to date; `messages` counts those that were stored.
     ///
     /// # Errors
     /// The address of a message that could not be stored. It is lost; the caller reports the fault and calls again.
@@ -100,6 +100,7 @@ impl Signals {
         &mut self,
         registers: &Registers,
         backend: &mut B,
+        messages: &mut u64,
     ) -> Result<(), Gpa> {
         if registers.fctl().wsi() {
             // UNSPECIFIED: messages that waited for their mask are dropped with the mode they belong to (rule IRQ-20).
@@ -113,13 +114,13 @@ impl Signals {
             if registers.msi(vector).ctl.m() {
                 self.masked |= vector_bit(vector);
             } else {
-                send(registers, backend, vector)?;
+                send(registers, backend, vector, messages)?;
             }
         }
         // UNSPECIFIED: a message unmasked since uses the entry as it stands now, and clearing the `ipsr` bit did not
         // cancel it (rules REG-MSI-11, REG-MSI-12).
         while let Some(vector) = self.take_unmasked(registers) {
-            send(registers, backend, vector)?;
+            send(registers, backend, vector, messages)?;
         }
         Ok(())
     }
@@ -185,10 +186,12 @@ impl Registers {
 }
 
 /// Stores the message of a vector (rule REG-MSI-14).
-fn send(registers: &Registers, memory: &mut impl GuestMemory, vector: u8) -> Result<(), Gpa> {
+fn send(registers: &Registers, memory: &mut impl GuestMemory, vector: u8, messages: &mut u64) -> Result<(), Gpa> {
     let entry = registers.msi(vector);
     let at = Gpa::new(entry.addr.into_bits());
-    View::of(registers).post(memory, at, entry.data, Post::Interrupt).map_err(|_| at)
+    View::of(registers).post(memory, at, entry.data, Post::Interrupt).map_err(|_| at)?;
+    *messages = messages.wrapping_add(1);
+    Ok(())
 }
 
 fn vector_bit(vector: u8) -> u16 {

@@ -125,7 +125,7 @@ pub use fault::{Cause, TransactionType};
 pub use faultq::{FaultHead, FaultRecord, HostFault, Quirks, SecondStageFault};
 pub use id::{DeviceId, FirstStageMode, Gscid, Itag, Prgi, ProcessDirectoryMode, ProcessId, Pscid, SecondStageMode};
 pub use last_error::LastError;
-pub use nest::Health;
+pub use nest::{Answers, Health, OrderCounts};
 pub use pageq::{PageRequest, PageRequestPayload};
 pub use progress::Progress;
 pub use regs::{Capabilities, Gxl, Igs, Register, Width};

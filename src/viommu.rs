@@ -329,10 +329,10 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         self.progress
     }
 
-    /// Counts since [`new`](Self::new).
+    /// Counts since [`new`](Self::new), also across resets.
     #[must_use]
     pub const fn stats(&self) -> Stats {
-        self.stats
+        Stats { orders: self.nest.orders, ..self.stats }
     }
 
     /// What was refused last since the [`reset`](Self::reset), of what the guest said or of what the host was ordered:
@@ -399,6 +399,9 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
             counts: &mut self.stats.commands,
         });
         self.progress = waits.max(went);
+        if self.progress == Progress::Runnable {
+            self.stats.budget_used_up = self.stats.budget_used_up.wrapping_add(1);
+        }
     }
 
     /// The directory is another one: nothing of the old one is used for an access that begins now.
@@ -421,7 +424,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
             if mirror {
                 self.publish();
             }
-            match self.signals.deliver(&self.registers, &mut self.backend) {
+            match self.signals.deliver(&self.registers, &mut self.backend, &mut self.stats.messages) {
                 Ok(()) => return,
                 // The record may ask for one more message; that its cause is then pending already ends it (IRQ-14).
                 Err(at) => {

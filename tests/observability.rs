@@ -1,15 +1,25 @@
 //! What a host is told of a guest that does not get what it wants: the last error, and counts.
 
-#![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a failure is a finding")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "a failure is a finding"
+)]
 
 mod dma_rig;
 mod nesting_rig;
 
 use dma_rig::{DmaRig, READ, everything};
 use nesting_rig::{FENCE, IOVA, Rig, id, pscid};
-use riscv_viommu::mock::guest::{Iofence, inval_ddt, register};
+use riscv_viommu::mock::Hardware;
+use riscv_viommu::mock::guest::{Iofence, Iotinval, PageRequestRing, inval_ddt, register};
 use riscv_viommu::mock::tables::{ProcessDirectory, bare, tc};
-use riscv_viommu::{Cause, Gpa, HostFault, LastError, MemoryFault, OrderError, ProcessId, TransactionType, Width};
+use riscv_viommu::{
+    Cause, Config, Gpa, HostFault, Iova, LastError, MemoryFault, OrderError, PageRequest, Prgi, ProcessId, Progress,
+    Stats, TransactionType, Width,
+};
 
 /// `IOTINVAL.VMA` with a reserved bit, which stops the queue (rule CMD-04).
 const ILLEGAL: [u64; 2] = [0x801, 0];
@@ -177,4 +187,127 @@ fn what_the_host_refuses_is_named_too() {
     rig.physical.answer_next_fence(Err(OrderError::Fatal));
     let _ = rig.ring([FENCE.encode()]);
     assert_eq!(rig.said(), "the physical IOMMU failed: every device is blocked");
+}
+
+/// The counts that are not 0.
+fn counts(stats: Stats) -> Vec<(&'static str, u64)> {
+    stats.rows().filter(|(_, count)| *count != 0).collect()
+}
+
+#[test]
+fn orders_are_counted_by_kind_and_answer() {
+    let mut rig: Rig = Rig::new();
+    let orders = |rig: &Rig| {
+        let counted = rig.iommu.stats().orders;
+        let taken = rig.physical.take_orders();
+        (counted, taken.len())
+    };
+    let _ = rig.attach(0);
+    let (attached, taken) = orders(&rig);
+    assert_eq!(
+        (attached.adopt.done, attached.set_context.done, attached.invalidate.done),
+        (1, 1, 1),
+        "adopted, blocked"
+    );
+    assert_eq!((attached.invalidations, attached.fence.done, taken), (1, 1, 4));
+
+    // Three pages that do not touch and one device are four orders of one call.
+    rig.directory.set(id(0), &rig.a.context(pscid(1)));
+    let _ = rig.enter();
+    let (before, _) = orders(&rig);
+    let pages = [1, 3, 5].map(|page| Iotinval::ALL.address(Iova::new(page << 12)).vma());
+    let _ = rig.ring(pages.into_iter().chain([FENCE.encode()]));
+    let (after, taken) = orders(&rig);
+    assert_eq!(after.invalidate.done - before.invalidate.done, 1);
+    assert_eq!((after.invalidations - before.invalidations, taken), (3, 2));
+
+    rig.physical.answer_next_invalidate(Err(OrderError::Busy));
+    rig.physical.answer_next_set_context(Err(OrderError::Refused { done: 0 }));
+    rig.directory.set(id(0), &bare());
+    let _ = rig.ring([inval_ddt(None), FENCE.encode()]);
+    let _ = (rig.iommu.run(), rig.iommu.run());
+    let (last, _) = orders(&rig);
+    assert_eq!((last.invalidate.busy, last.set_context.refused), (1, 1));
+    assert_eq!(last.set_context.done, after.set_context.done + 1, "and it was blocked");
+    let _ = rig.iommu.shutdown();
+    assert_eq!(rig.iommu.stats().orders.release, 1);
+    let _ = rig.iommu.reset();
+    assert_eq!(rig.iommu.stats().orders.adopt.done, 1, "counts go on across a reset");
+}
+
+#[test]
+fn every_call_that_ends_for_its_budget_is_counted() {
+    let mut rig: Rig = Rig::with(&Hardware::default(), 1, &Config::nested().with_budget(4));
+    let mut calls = 0;
+    let mut progress = rig.ring([FENCE.encode(); 10]);
+    while progress == Progress::Runnable {
+        calls += 1;
+        assert!(calls < 10, "it comes to an end");
+        progress = rig.iommu.run();
+    }
+    assert_eq!((rig.iommu.stats().budget_used_up, calls), (2, 2), "10 fences are 4, 4 and 2");
+}
+
+#[test]
+fn what_the_guest_is_told_is_counted() {
+    let mut rig: Rig = Rig::new();
+    let (device, _) = rig.attach(0);
+    rig.memory.interrupt_page(Gpa::new(0x2800_0000));
+    let _ = rig.iommu.write(register::MSI_CFG_TBL, Width::U64, 0x2800_0000);
+    let _ = rig.iommu.write(register::FQCSR, Width::U32, register::ENABLE | register::INTERRUPT_ENABLE);
+    let _ = rig.enter();
+    rig.directory.set(id(0), &rig.a.context(pscid(1)));
+    let data = rig.memory.allocate(1);
+    let _ = rig.ring([inval_ddt(Some(id(0))), Iofence::PLAIN.store(data, 7).encode(), FENCE.encode(), ILLEGAL]);
+    let fault = |iova| HostFault::new(Cause::ReadPageFault, TransactionType::UntranslatedRead, Iova::new(iova));
+    for iova in [0x1000, 0x1000, 0x2000] {
+        let _ = rig.iommu.report_fault(device, &fault(iova));
+    }
+    let _ = rig.iommu.report_lost(5);
+    let told: Vec<_> = counts(rig.iommu.stats())
+        .into_iter()
+        .filter(|(name, _)| {
+            !["adopt", "set_context", "invalidate", "fence"].iter().any(|order| name.starts_with(order))
+        })
+        .collect();
+    let expected = [
+        ("IOFENCE.C", 2),
+        ("IOFENCE.C stores", 1),
+        ("IODIR.INVAL_DDT", 1),
+        ("illegal commands", 1),
+        ("faults recorded", 2),
+        ("faults coalesced", 1),
+        ("faults lost", 5),
+        ("interrupt messages", 1),
+    ];
+    assert_eq!(told, expected);
+    assert!(rig.iommu.stats().to_string().contains("\nfaults lost                            5\n"));
+}
+
+#[test]
+fn page_requests_are_counted_by_what_became_of_them() {
+    let mut rig: DmaRig = DmaRig::new(everything());
+    let request = PageRequest::read(Iova::new(0x1000), Prgi::truncate(1));
+    let ask = |rig: &mut DmaRig| rig.iommu.page_request(rig.device, &request);
+    rig.set_context(&[tc::V | tc::EN_ATS, 0, 0, 0]);
+    assert!(ask(&mut rig).is_ok_and(|response| response.is_some()), "the guest did not ask for them");
+    let said = rig.iommu.last_error().map(|error| error.to_string());
+    assert_eq!(said.as_deref(), Some("device_id 0x123456, cause 260: DC.tc.EN_PRI is 0 (PRI-02)"));
+    rig.set_context(&[tc::V | tc::EN_ATS | tc::EN_PRI, 0, 0, 0]);
+    let mut ring = PageRequestRing::new(&rig.memory, 4, Gpa::new(0x9200_0000));
+    rig.write8(register::PQB, ring.pqb());
+    rig.write(register::PQCSR, register::ENABLE);
+    assert_eq!(ask(&mut rig), Ok(None));
+    assert_eq!(ask(&mut rig), Ok(None));
+    let stats = rig.iommu.stats();
+    assert_eq!((stats.page_requests_queued, stats.page_requests_discarded, stats.page_requests_for_host), (2, 1, 0));
+}
+
+#[test]
+fn each_count_has_a_name_of_its_own() {
+    let mut names: Vec<_> = Stats::default().rows().map(|(name, _)| name).collect();
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!((names.len(), Stats::default().to_string().as_str()), (count, ""));
 }

@@ -22,6 +22,8 @@ pub struct CommandCounts {
     pub ats_prgr: u64,
     /// Commands that stopped the queue with `cmd_ill`.
     pub illegal: u64,
+    /// Fences that stored their data.
+    pub fence_stores: u64,
 }
 
 impl CommandCounts {
@@ -34,6 +36,7 @@ impl CommandCounts {
         ats_inval: 0,
         ats_prgr: 0,
         illegal: 0,
+        fence_stores: 0,
     };
 
     /// Counts a command that the head has passed.
@@ -48,6 +51,11 @@ impl CommandCounts {
             Command::AtsPrgr(_) => &mut self.ats_prgr,
         };
         *counter = counter.wrapping_add(1);
+    }
+
+    /// Counts a fence that stored its data.
+    pub(super) fn count_store(&mut self) {
+        self.fence_stores = self.fence_stores.wrapping_add(1);
     }
 
     /// Counts a command that stopped the queue.

@@ -280,6 +280,7 @@ impl CommandQueue {
                 stop_at_memory(env, at, fault);
                 return Flow::Stop;
             }
+            env.counts.count_store();
         }
         step_over(&Command::IofenceC(fence), env);
         if fence.wsi {

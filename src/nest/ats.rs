@@ -8,6 +8,7 @@ use crate::backend::{Ats, AtsInvalidation, Backend, FenceScope, HostCapabilities
 use crate::cmdq::command::AtsInval;
 use crate::error::OrderError;
 use crate::id::DeviceId;
+use crate::last_error::LastError;
 use crate::progress::{Budget, Progress};
 use crate::regs::Capabilities;
 use crate::regs::file::Registers;
@@ -154,7 +155,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         if self.requests.0.is_full() {
             return Err(Stalled);
         }
-        match physical.ats_invalidate(device, what) {
+        match self.orders.ats_invalidate.count(physical.ats_invalidate(device, what)) {
             Ok(()) => {
                 // There is room.
                 let _ = self.requests.0.push(Request { to, before: None, guests });
@@ -242,10 +243,11 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     /// A device did not answer. One that does not answer again and again takes up what others wait for: its ATS is
     /// turned off (rule VC-74, T41).
     fn count_timeout(&mut self, to: Attachment) {
+        self.orders.ats_timeouts = self.orders.ats_timeouts.wrapping_add(1);
         for slot in self.slots.iter_mut().filter(|slot| slot.attachment == to && !slot.is_quarantined()) {
             slot.timeouts = slot.timeouts.saturating_add(1);
             if slot.is_quarantined() {
-                log::debug!("a device does not answer ATS invalidations: it has no ATS from now on");
+                self.noted.note(LastError::Quarantine { device: slot.id() });
                 self.health = self.health.max(Health::Degraded);
                 if slot.phase == Phase::Live {
                     slot.want(slot.wanted.without_ats());

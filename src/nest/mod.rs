@@ -9,6 +9,7 @@
 mod ats;
 mod batch;
 mod context;
+mod counts;
 mod fault;
 mod order;
 mod pages;
@@ -32,6 +33,7 @@ use pages::Groups;
 use slot::{Phase, Reread, Slot};
 
 pub(crate) use ats::Grant;
+pub use counts::{Answers, OrderCounts};
 pub(crate) use fault::Verdict;
 pub(crate) use order::Barrier;
 pub(crate) use pages::Requester;
@@ -85,6 +87,8 @@ pub(crate) struct Nest<D, const DEVICES: usize, const BATCH: usize, const ITAGS:
     restoring: Option<bool>,
     /// What was refused last, of the guest or by the host.
     pub(crate) noted: Noted,
+    /// Since the beginning, also across resets.
+    pub(crate) orders: OrderCounts,
     residue: Residue,
     /// Where the search for a context that became valid goes on.
     probed: usize,
@@ -113,6 +117,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             shut: false,
             restoring: None,
             noted: Noted::NOTHING,
+            orders: OrderCounts::NONE,
             residue: Residue::None,
             probed: 0,
         }
@@ -149,7 +154,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         if self.slots.is_full() {
             return Err(AttachError::Full);
         }
-        let host = match backend.adopt(device) {
+        let host = match self.orders.adopt.count(backend.adopt(device)) {
             Ok(host) => host,
             Err(error) => {
                 if error == OrderError::Fatal {
@@ -226,6 +231,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             shut,
             restoring,
             noted,
+            orders: _,
             residue: _,
             probed,
         } = self;

@@ -144,7 +144,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             return Err(Stalled);
         }
         loop {
-            match physical.invalidate(self.batch.orders()) {
+            match self.orders.invalidate.count(physical.invalidate(self.batch.orders())) {
                 Ok(()) => break,
                 Err(OrderError::Busy) => return Err(Stalled),
                 // Part of it may be done: all of it again, once, as one that covers everything.
@@ -159,6 +159,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
                 }
             }
         }
+        let count = u64::try_from(self.batch.orders().len()).unwrap_or_default();
+        self.orders.invalidations = self.orders.invalidations.wrapping_add(count);
         self.batch.clear();
         Ok(())
     }
@@ -173,7 +175,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         }
         let ticket = self.issued.next();
         self.issued = ticket;
-        match physical.fence(ticket, scope) {
+        match self.orders.fence.count(physical.fence(ticket, scope)) {
             Ok(completion) => {
                 self.told_after.get_or_insert(ticket);
                 self.requests.fenced(ticket);
@@ -243,7 +245,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         for slot in &mut self.slots {
             slot.end_purge();
             slot.wanted = Context::Blocked;
-            let blocked = physical.set_context(slot.device, &Context::Blocked);
+            let blocked = self.orders.set_context.count(physical.set_context(slot.device, &Context::Blocked));
             slot.live = blocked.is_ok().then_some(Context::Blocked);
         }
     }

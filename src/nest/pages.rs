@@ -119,7 +119,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         let code = self.permitted(of, ResponseCode::decode(payload.code()));
         let response = PageResponse { process, group: payload.prgi(), code };
         self.block_unknown(physical).and_then(|()| self.flush(physical)).map_err(|Stalled| Progress::Waiting)?;
-        match physical.page_response(device, &response) {
+        match self.orders.page_response.count(physical.page_response(device, &response)) {
             Ok(()) => {}
             Err(OrderError::Busy) => return Err(Progress::Waiting),
             Err(OrderError::Refused { .. }) => log::debug!("the physical IOMMU refused a page response"),

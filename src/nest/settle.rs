@@ -98,7 +98,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         if opens {
             self.residue = Residue::Some;
         }
-        match physical.set_context(slot.device, &slot.wanted) {
+        match self.orders.set_context.count(physical.set_context(slot.device, &slot.wanted)) {
             Ok(Applied::Blocked) if slot.wanted != Context::Blocked => {
                 // To be called again after an invalidation and a fence.
                 slot.changed(Context::Blocked, true);
@@ -135,7 +135,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             return Err(Stalled);
         }
         for slot in self.slots.iter_mut().filter(|slot| slot.live.is_none()) {
-            match physical.set_context(slot.device, &Context::Blocked) {
+            match self.orders.set_context.count(physical.set_context(slot.device, &Context::Blocked)) {
                 Ok(_) => slot.changed(Context::Blocked, false),
                 Err(OrderError::Busy) => return Err(Stalled),
                 // Blocking must always work.
@@ -196,6 +196,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
                         Phase::Live => {}
                         Phase::Leaving => {
                             physical.release(slot.device);
+                            self.orders.release = self.orders.release.wrapping_add(1);
                             self.slots.swap_remove(index);
                             continue;
                         }

@@ -113,6 +113,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         self.attached_with(attachment, Ats::PageRequests)?;
         let id = attachment.device();
         let received = pageq::receive(id, request, true, &mut self.registers, &mut self.signals, &mut self.backend);
+        self.stats.count_page_request(received.queued);
         let PageRequest { process, privileged, .. } = *request;
         if received.loads != 0 {
             let tags = Tags { device: id, process, gscid: None, pscid: None };

@@ -106,12 +106,14 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
                 return PageRequestOutcome::NotAttached;
             }
             Requester::Denied => {
+                self.stats.count_page_request(false);
                 let code = ResponseCode::InvalidRequest;
                 let response = PageResponse { process, group: payload.prgi(), code };
                 return PageRequestOutcome::Discarded(payload.wants_response().then_some(response));
             }
             // What the guest has seen a part of, it is to see the end of.
             Requester::Granted { begun: false, .. } if self.allows(attachment.device(), request) => {
+                self.stats.page_requests_for_host = self.stats.page_requests_for_host.wrapping_add(1);
                 return PageRequestOutcome::HostPage;
             }
             Requester::Granted { room, .. } => room,
@@ -123,6 +125,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
             let access = TransactionType::MessageRequest;
             self.record(fault, &Origin { device: id, access, process, privileged, iova }, dtf);
         }
+        self.stats.count_page_request(received.queued);
         if received.queued {
             self.nest.page_requested(attachment, request);
         }
