@@ -6,7 +6,7 @@ mod nesting_rig;
 use nesting_rig::{BARE, FENCE, IOVA, OFF, PAGE_A, PAGE_B, Rig, device, id, pscid};
 use riscv_viommu::mock::guest::{Iotinval, inval_ddt};
 use riscv_viommu::mock::{Access, Hardware, Strategy, Traffic};
-use riscv_viommu::{Config, Context, DevicePolicy, Gpa, Iova, Progress, ResponseCode};
+use riscv_viommu::{Config, Context, DevicePolicy, Gpa, Iova, PageRequest, Prgi, Progress, ResponseCode};
 
 /// Where a device can stand. Each is reached by what a guest or a host does, and fenced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +125,8 @@ fn harm(strategy: Strategy, pending: bool) -> [u64; 3] {
                         [before, access(place), Access::Blocked].contains(&during),
                         "{from:?} to {to:?}: {during:?}"
                     );
-                    assert_eq!(hardware.page_request(device(1, 0)), ResponseCode::InvalidRequest, "UPD-06");
+                    let answer = hardware.page_request(device(1, 0), &PageRequest::read(IOVA, Prgi::truncate(0)));
+                    assert_eq!(answer, Some(ResponseCode::InvalidRequest), "UPD-06");
                     let _ = hardware.take_faults();
                     let _ = rig.complete_these();
                 }

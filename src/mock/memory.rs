@@ -271,6 +271,12 @@ impl Memory {
         there.then(|| state.get(at.get()))
     }
 
+    /// The word at `at` as it lies in memory, for hardware: fails where loads are told to.
+    pub(super) fn hardware_load(&self, at: Gpa) -> Result<u64, MemoryFault> {
+        let state = self.state();
+        state.check(&state.load_failures, at.get(), 8).map(|()| state.get(at.get()))
+    }
+
     /// Writes the word at `at`.
     pub(super) fn poke(&self, at: Gpa, word: u64) {
         self.state().put(at.get(), word);

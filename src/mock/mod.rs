@@ -24,7 +24,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use interrupts::Wires;
 pub use memory::{Event, Memory};
-pub use physical::{Access, Dma, Hardware, Order, Physical, PhysicalDevice, Strategy, Traffic};
+pub use physical::{Access, AtsAnswer, Dma, Hardware, Kept, Order, Physical, PhysicalDevice, Strategy, Traffic};
 
 /// A panic in one test step must not hide what the next one looks at.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -3,7 +3,9 @@
 use riscv_viommu::mock::guest::{Iotinval, inval_ddt, register as reg};
 use riscv_viommu::mock::tables::bare;
 use riscv_viommu::mock::{Access, Order, Strategy, Traffic};
-use riscv_viommu::{Applied, Ats, Cause, Health, HostFault, MemoryFault, OrderError, ResponseCode, TransactionType};
+use riscv_viommu::{
+    Applied, Ats, Cause, Health, HostFault, MemoryFault, OrderError, PageRequest, Prgi, ResponseCode, TransactionType,
+};
 
 use super::*;
 
@@ -218,7 +220,8 @@ fn t33_a_context_that_is_not_valid_harms_no_other_device() {
         // Hardware has a valid context that blocks: what it reports can be masked, and a Page Request is turned down
         // without harm to the function's siblings.
         assert_eq!(hardware.context(NVME), Some(Context::Blocked), "way {index}");
-        assert_eq!(vm.hardware.page_request(NVME), ResponseCode::InvalidRequest, "way {index}");
+        let answer = hardware.page_request(NVME, &PageRequest::read(IOVA, Prgi::truncate(0)));
+        assert_eq!(answer, Some(ResponseCode::InvalidRequest), "way {index}");
         vm.dma();
         let reported = hardware.take_faults();
         assert!(reported.iter().all(|(_, fault)| !fault.cause.ignores_dtf()), "way {index}: {reported:?}");

@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::backend::{Applied, Ats, AtsInvalidation, Completion, Context, Invalidation, Ticket};
+use crate::backend::{Applied, Ats, AtsInvalidation, Completion, Context, HostCapabilities, Invalidation, Ticket};
 use crate::error::OrderError;
+use crate::id::ProcessDirectoryMode;
 
 use super::PhysicalDevice;
 
@@ -13,6 +14,8 @@ use super::PhysicalDevice;
 #[derive(Debug, Default)]
 pub(super) struct Contract {
     devices: BTreeMap<PhysicalDevice, Books>,
+    /// Whose ATS invalidations no fence follows yet.
+    unfenced: Option<PhysicalDevice>,
     flush: Flush,
     /// An order was answered with Fatal, and no fence has completed since.
     failed: bool,
@@ -28,8 +31,13 @@ pub(super) struct Contract {
 #[derive(Debug, Default)]
 struct Books {
     state: State,
+    host: Option<HostCapabilities>,
     /// What the last context allows.
     ats: Ats,
+    /// The device may keep translations of its own.
+    keeps: bool,
+    /// The orders that made it forget those with and without a PASID for good.
+    forgotten: [Option<u64>; 2],
     /// The order that last changed the context or dropped it from the caches.
     touched: u64,
     /// The context changed and has not been dropped from the caches since.
@@ -43,6 +51,7 @@ enum State {
     /// A change of context failed.
     Failed,
     Blocked,
+    Quiesced,
     /// The host blocked it on the way to another context.
     OnTheWay,
     Open,
@@ -64,13 +73,13 @@ impl Contract {
     }
 
     /// `taken`: some VM, perhaps this one, has the device.
-    pub(super) fn adopt<T>(&mut self, device: PhysicalDevice, taken: bool, answer: &Result<T, OrderError>) {
+    pub(super) fn adopt(&mut self, device: PhysicalDevice, taken: bool, answer: Result<HostCapabilities, OrderError>) {
         self.now = self.now.wrapping_add(1);
         assert!(!taken, "contract: adopt of {device:?}, which a vIOMMU has already");
         assert!(!self.failed, "contract: adopt of {device:?} after Fatal and before a reset");
         match answer {
-            Ok(_) => drop(self.devices.insert(device, Books::default())),
-            Err(error) => self.answered(*error),
+            Ok(host) => drop(self.devices.insert(device, Books { host: Some(host), ..Books::default() })),
+            Err(error) => self.answered(error),
         }
     }
 
@@ -79,9 +88,14 @@ impl Contract {
         let (now, fenced, failed) = (self.now, self.fenced, self.failed);
         let books = self.books(device, "set_context");
         let blocked = *new == Context::Blocked;
+        books.can(new);
+        assert!(
+            blocked || *new == Context::Quiesced || books.state != State::Quiesced,
+            "contract: {device:?} gets {new:?}, but Quiesced is followed by Blocked"
+        );
         assert!(blocked || !failed, "contract: {device:?} gets {new:?} after Fatal and before a reset");
         assert!(
-            blocked || !matches!(books.state, State::Adopted | State::Failed),
+            !new.is_open() || !matches!(books.state, State::Adopted | State::Failed),
             "contract: {device:?} gets {new:?}, but Blocked comes first after adopt and after a failed set_context"
         );
         assert!(
@@ -92,10 +106,17 @@ impl Contract {
             Err(OrderError::Busy) => return,
             Err(_) => State::Failed,
             Ok(_) if blocked => State::Blocked,
+            Ok(Applied::Switched) if *new == Context::Quiesced => State::Quiesced,
             Ok(Applied::Switched) => State::Open,
             Ok(Applied::Blocked) => State::OnTheWay,
         };
         books.ats = if answer.is_ok() { new.ats() } else { Ats::Off };
+        if new.is_open() && new.ats() != Ats::Off {
+            books.keeps = true;
+            books.forgotten = [None; 2];
+        }
+        // A host that can not quiesce it takes care of what it keeps.
+        books.keeps &= *new != Context::Quiesced || answer.is_ok();
         books.touched = now;
         books.cached = true;
         if let Err(error) = answer {
@@ -159,24 +180,27 @@ impl Contract {
             return;
         }
         self.last_ticket = Some(upto);
+        self.unfenced = None;
         if let Err(error) = answer {
             self.answered(error);
         }
-        if let Ok(completion) = answer {
+        if answer.is_ok() {
             self.fences.insert(upto, self.now);
-            if completion == Completion::Done {
-                self.complete(upto);
-            }
         }
     }
 
-    /// A fence is complete, and with it all before it.
-    pub(super) fn complete(&mut self, ticket: Ticket) {
+    /// A fence is complete, and with it all before it; these devices did not answer.
+    pub(super) fn complete(&mut self, ticket: Ticket, silent: &[PhysicalDevice]) {
         if let Some((_, &covered)) = self.fences.range(..=ticket).next_back() {
             self.fences.retain(|&later, _| later > ticket);
             self.fenced = covered;
             // The first fence to complete after Fatal is that of a reset.
             self.failed = false;
+        }
+        let fenced = self.fenced;
+        for (device, books) in &mut self.devices {
+            let forgotten = books.forgotten.iter().all(|order| order.is_some_and(|order| order <= fenced));
+            books.keeps &= !forgotten && !silent.contains(device);
         }
     }
 
@@ -187,11 +211,15 @@ impl Contract {
         answer: Result<(), OrderError>,
     ) {
         self.now = self.now.wrapping_add(1);
-        let failed = self.failed;
+        let (now, fenced, failed, unfenced) = (self.now, self.fenced, self.failed, self.unfenced);
         let books = self.books(device, "ats_invalidate");
         assert!(!failed, "contract: ats_invalidate of {device:?} after Fatal and before a reset");
         assert!(books.state != State::Failed, "contract: ats_invalidate of {device:?} after a failed set_context");
         assert!(books.ats != Ats::Off, "contract: ats_invalidate of {device:?}, whose context has no ATS");
+        assert!(
+            unfenced.is_none_or(|other| other == device),
+            "contract: ats_invalidate of {device:?} and {unfenced:?} under one fence, which could not say who was late"
+        );
         let pages = what.last.get().wrapping_sub(what.first.get()) >> 12;
         let power = what.first <= what.last && pages & pages.wrapping_add(1) == 0;
         assert!(
@@ -199,8 +227,21 @@ impl Contract {
             "contract: {what:?} is no aligned power of two pages"
         );
         assert!(what.process.is_some() || !what.global, "contract: {what:?} is global without a PASID");
-        if let Err(error) = answer {
-            self.answered(error);
+        match answer {
+            Ok(()) => {
+                // Where the second stage is still there, the device may ask again at once.
+                let quiet = books.state == State::Quiesced && !books.cached && books.touched <= fenced;
+                let which = [AtsInvalidation::ALL, AtsInvalidation::ALL_PROCESSES];
+                for (forgotten, all) in books.forgotten.iter_mut().zip(which) {
+                    if all == *what && (quiet || !books.host.is_some_and(|host| host.capabilities.t2gpa())) {
+                        *forgotten = Some(now);
+                    }
+                }
+                self.unfenced = Some(device);
+            }
+            // It is as if the device had not answered.
+            Err(OrderError::Refused { .. }) => books.keeps = false,
+            Err(error) => self.answered(error),
         }
     }
 
@@ -218,6 +259,11 @@ impl Contract {
         assert!(books.state == State::Blocked, "contract: release of {device:?}, which is not Blocked");
         assert!(!books.cached || failed, "contract: release of {device:?} without its invalidation");
         assert!(books.touched <= fenced || failed, "contract: release of {device:?} before a completed fence");
+        assert!(
+            !books.keeps || failed,
+            "contract: release of {device:?}, which may keep translations: Quiesced, a fence, invalidations of all and \
+             a fence make it forget"
+        );
         self.devices.remove(&device);
     }
 
@@ -264,5 +310,23 @@ impl Contract {
                 books.touched = now;
             }
         }
+    }
+}
+
+impl Books {
+    /// Panics if the IOMMU of the device can not do what a context asks for.
+    fn can(&self, new: &Context) {
+        let Some(HostCapabilities { capabilities, .. }) = self.host else { return };
+        let ats = new.ats() == Ats::Off || capabilities.ats();
+        let directory = match new {
+            Context::Processes(processes) => match processes.mode {
+                ProcessDirectoryMode::Pd8 => capabilities.pd8(),
+                ProcessDirectoryMode::Pd17 => capabilities.pd17(),
+                ProcessDirectoryMode::Pd20 => capabilities.pd20(),
+            },
+            Context::Quiesced => capabilities.t2gpa(),
+            _ => true,
+        };
+        assert!(ats && directory, "contract: {new:?} is more than the IOMMU can do");
     }
 }

@@ -3,7 +3,7 @@
 use std::vec::Vec;
 
 use crate::addr::Ppn;
-use crate::backend::{Applied, Context};
+use crate::backend::{Applied, Ats, Context};
 use crate::ddt::{Fsc, Iohgatp, Ta, Tc};
 use crate::id::Gscid;
 
@@ -43,7 +43,7 @@ enum Step {
 impl Machine {
     /// Rewrites the context of `device`, as far as the strategy goes in one call.
     pub(super) fn rewrite(&mut self, device: PhysicalDevice, gscid: Gscid, wanted: &Context) -> Applied {
-        let new = encode(wanted, gscid);
+        let new = encode(wanted, gscid, self.capabilities_of(device).capabilities.t2gpa());
         let strategy = self.strategy;
         let slot = self.slot(device);
         slot.ask_for(&new);
@@ -65,13 +65,17 @@ impl Machine {
     }
 }
 
-/// What the driver wants in memory. The second stage of a VM is a made-up root, one for each GSCID.
-fn encode(context: &Context, gscid: Gscid) -> Dwords {
-    let (mut tc, mut ta, mut fsc) = (Tc::new().with_v(true), Ta::new(), Fsc::new());
+/// What the driver wants in memory. The second stage of a VM is a made-up root, one for each GSCID. What a device gets
+/// by ATS is guest-physical where the IOMMU can do that.
+fn encode(context: &Context, gscid: Gscid, t2gpa: bool) -> Dwords {
+    let ats = context.ats();
+    let mut tc = Tc::new().with_v(true).with_en_ats(ats != Ats::Off).with_en_pri(ats == Ats::PageRequests);
+    tc.set_t2gpa(t2gpa && ats != Ats::Off);
+    let (mut ta, mut fsc) = (Ta::new(), Fsc::new());
     let root = Ppn::truncate(0x10_0000 | u64::from(gscid.get()) << 2);
-    let second_stage = Iohgatp::new().with_mode(8).with_gscid(gscid).with_ppn(root);
+    let mut second_stage = Iohgatp::new().with_mode(8).with_gscid(gscid).with_ppn(root);
     match *context {
-        Context::Blocked | Context::Quiesced => return context::BLOCKED,
+        Context::Blocked | Context::Quiesced => second_stage = Iohgatp::from_bits(context::EMPTY),
         Context::SecondStageOnly { process_ids, .. } => tc.set_pdtv(process_ids),
         Context::FirstStage(stage) => {
             tc = tc.with_sade(stage.sade).with_sbe(stage.sbe);
@@ -86,21 +90,29 @@ fn encode(context: &Context, gscid: Gscid) -> Dwords {
     [tc.into_bits(), second_stage.into_bits(), ta.into_bits(), fsc.into_bits(), 0, 0, 0, 0]
 }
 
-/// Every store leaves a context that is valid, and it is the old one, a blocked one or the new one.
+/// Every store leaves a context that is valid, and it is the old one, perhaps with less of ATS, a blocked one or the
+/// new one.
 fn through_blocked(old: Dwords, new: Dwords, settled: bool) -> Vec<Step> {
-    let ([_, old_stage, ..], [_, new_stage, ..]) = (old, new);
+    let ([old_tc, old_stage, ..], [new_tc, new_stage, ..]) = (old, new);
     let mut plan = Vec::new();
     if old_stage != context::EMPTY && old != new {
         plan.push(Step::Store(context::IOHGATP, context::EMPTY));
     }
-    if new_stage == context::EMPTY || old == new {
-        // The other fields may stay: behind an empty second stage they mean nothing.
+    if new_stage == context::EMPTY {
+        // The other fields may stay: behind an empty second stage they mean nothing. ATS is given behind it only.
+        let tc = old_tc & !context::TC_ATS | new_tc & context::TC_ATS;
+        if new_tc & !old_tc & context::TC_ATS != 0 && !plan.is_empty() {
+            plan.push(Step::Settle);
+        }
+        plan.extend((tc != old_tc).then_some(Step::Store(context::TC, tc)));
+        return plan;
+    }
+    if old == new {
         return plan;
     }
     if !plan.is_empty() || !settled {
         plan.push(Step::Drain);
     }
-    let ([old_tc, ..], [new_tc, ..]) = (old, new);
     let groups = if Tc::from_bits(old_tc).pdtv() == Tc::from_bits(new_tc).pdtv() {
         std::vec![stores(old, new, &[context::FSC, context::TA, context::TC])]
     } else {

@@ -5,24 +5,30 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::vec::Vec;
 
 use crate::addr::{Gpa, Iova};
-use crate::backend::{Context, HostCapabilities, ResponseCode};
+use crate::backend::{Context, HostCapabilities, PageResponse, ResponseCode};
 use crate::fault::Cause;
 use crate::faultq::HostFault;
 use crate::id::{Gscid, ProcessId, SecondStageMode};
 use crate::mock::memory::Memory;
+use crate::pageq::PageRequest;
 use crate::regs::Capabilities;
 
 use super::driver::Strategy;
+use super::function::{Kept, response_to};
 use super::machine::Machine;
+use super::walk::Request;
 use super::{Physical, PhysicalDevice};
 
 /// A physical IOMMU that several VMs share, every device of it blocked at first. A clone is another handle on it.
 ///
-/// It caches as much and as long as the specification allows: a context until an `INVAL_DDT` of its device has been
-/// executed, translations until a covering `IOTINVAL` has; and it executes an invalidation only when a fence after it
-/// completes. What the vIOMMU forgot shows as [`Dma::stale`]. One fault queue of 16 records serves all devices.
+/// It caches as much and as long as the specification allows: a context, and what was read of the process directory,
+/// until an `INVAL_DDT` of its device has been executed, the context of a process until an `INVAL_PDT` or that,
+/// translations until a covering `IOTINVAL` has; and it executes an invalidation only when a fence after it completes.
+/// A device with ATS keeps what it is granted until an Invalidation Request for it is executed. What the vIOMMU forgot
+/// shows as [`Dma::stale`]. One fault queue of 16 records serves all devices.
 ///
-/// Process directories, MSI tables, ATS, Svnapot and Svpbmt are not modelled.
+/// MSI tables, Svnapot, Svpbmt, RV32 and `PRPR` are not modelled. The second stage is the identity, and all of it is
+/// there.
 #[derive(Clone, Debug)]
 pub struct Hardware(Arc<Mutex<Machine>>);
 
@@ -48,6 +54,35 @@ pub enum Access {
     Blocked,
     /// The access is aborted.
     Faulted(Cause),
+}
+
+impl Access {
+    /// The cause of the fault that is recorded for an untranslated or translated access.
+    pub(super) const fn cause(self, write: bool) -> Option<Cause> {
+        match self {
+            Self::Translated(_) => None,
+            Self::Blocked if write => Some(Cause::WriteGuestPageFault),
+            Self::Blocked => Some(Cause::ReadGuestPageFault),
+            Self::Faulted(cause) => Some(cause),
+        }
+    }
+}
+
+/// What the IOMMU answers to a Translation Request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AtsAnswer {
+    /// The device may use this page, and write there if it asked to and may.
+    Granted {
+        /// A page of the VM's physical space.
+        page: Gpa,
+        /// Write permission.
+        write: bool,
+    },
+    /// Success without any permission (rule ATS-04).
+    Nothing,
+    /// The request is aborted, and a fault recorded.
+    Refused(Cause),
 }
 
 /// What devices do while the host rewrites a context: see [`Hardware::set_traffic`].
@@ -90,7 +125,12 @@ impl Default for Hardware {
             .with_end(true)
             .with_pas(56)
             .with_nl(true)
-            .with_s(true);
+            .with_s(true)
+            .with_ats(true)
+            .with_t2gpa(true)
+            .with_pd8(true)
+            .with_pd17(true)
+            .with_pd20(true);
         let stated = HostCapabilities::new(register, SecondStageMode::Sv48x4);
         Self::new(stated.with_svnapot(true).with_leaves_dirty(true).with_coherent(true))
     }
@@ -133,13 +173,93 @@ impl Hardware {
     /// A device's access.
     #[must_use]
     pub fn dma(&self, device: PhysicalDevice, process: Option<ProcessId>, iova: Iova, write: bool) -> Dma {
-        self.machine().dma(device, process, iova, write)
+        self.machine().dma(device, process, Request { iova: iova.get(), write, privileged: false })
     }
 
-    /// What the IOMMU itself answers to a device's Page Request. No context here has `EN_PRI`, so none gets through.
+    /// A device's access for supervisor privilege.
     #[must_use]
-    pub fn page_request(&self, device: PhysicalDevice) -> ResponseCode {
-        self.machine().page_request(device)
+    pub fn supervisor_dma(&self, device: PhysicalDevice, process: ProcessId, iova: Iova, write: bool) -> Dma {
+        self.machine().dma(device, Some(process), Request { iova: iova.get(), write, privileged: true })
+    }
+
+    /// A device's ATS Translation Request, for writing too if `write`. What is granted the device [keeps](Self::kept).
+    #[must_use]
+    pub fn ats_request(
+        &self,
+        device: PhysicalDevice,
+        process: Option<ProcessId>,
+        iova: Iova,
+        write: bool,
+    ) -> AtsAnswer {
+        self.machine().ats_request(device, process, iova, write)
+    }
+
+    /// An access of a device with a cache of its own: it asks for a translation where it keeps none that will do, and
+    /// then makes a Translated Request. Where it is granted nothing, that is a page fault which nobody records.
+    #[must_use]
+    pub fn dma_through_atc(&self, device: PhysicalDevice, process: Option<ProcessId>, iova: Iova, write: bool) -> Dma {
+        self.machine().dma_through_atc(device, process, iova, write)
+    }
+
+    /// A Translated Request to an address of the device's own making.
+    #[must_use]
+    pub fn translated(&self, device: PhysicalDevice, process: Option<ProcessId>, to: Gpa, write: bool) -> Access {
+        self.machine().translated(device, process, to, write)
+    }
+
+    /// The translations a device keeps.
+    #[must_use]
+    pub fn kept(&self, device: PhysicalDevice) -> Vec<Kept> {
+        self.machine().function(device).kept()
+    }
+
+    /// Whether a device leaves Invalidation Requests unanswered from now on: what it keeps it keeps, and the fence after
+    /// them finds a [timeout](crate::Completion::AtsTimeout).
+    pub fn set_unresponsive(&self, device: PhysicalDevice, unresponsive: bool) {
+        self.machine().function(device).unresponsive = unresponsive;
+    }
+
+    /// A device's Page Request, and what the IOMMU itself answers to it; `None` where it does not. With `EN_PRI` the
+    /// request goes to [`take_page_requests`](Self::take_page_requests). A function whose requests are
+    /// [off](Self::page_requests_off) makes none.
+    #[must_use]
+    pub fn page_request(&self, device: PhysicalDevice, request: &PageRequest) -> Option<ResponseCode> {
+        self.machine().page_request(device, request)
+    }
+
+    /// Empties the page-request queue, for [`report_page_request`](crate::VIommu::report_page_request).
+    #[must_use]
+    pub fn take_page_requests(&self) -> Vec<(PhysicalDevice, PageRequest)> {
+        mem::take(&mut self.machine().page_requests)
+    }
+
+    /// The host answers a request by itself, because it was the second stage that had no page.
+    ///
+    /// # Panics
+    /// If the group is not open.
+    pub fn answer_page_request(&self, device: PhysicalDevice, request: &PageRequest, code: ResponseCode) {
+        let open = self.machine().respond(device, &response_to(request, code), true);
+        assert!(open, "{request:?} of {device:?} is answered, or was not made");
+    }
+
+    /// The responses a device got since they were last taken, those of the IOMMU itself included.
+    #[must_use]
+    pub fn take_page_responses(&self, device: PhysicalDevice) -> Vec<PageResponse> {
+        mem::take(&mut self.machine().function(device).responses)
+    }
+
+    /// Whether a Response Failure has turned the page requests of a device off.
+    #[must_use]
+    pub fn page_requests_off(&self, device: PhysicalDevice) -> bool {
+        self.machine().function(device).requests_off
+    }
+
+    /// The host resets the function: it keeps nothing, answers again, and its page requests are void. For
+    /// [`device_reset`](crate::VIommu::device_reset).
+    pub fn reset_function(&self, device: PhysicalDevice) {
+        let mut machine = self.machine();
+        machine.function(device).reset();
+        machine.page_requests.retain(|(other, _)| *other != device);
     }
 
     /// The context in memory now; `None` where it is not valid.

@@ -5,16 +5,19 @@ use std::vec::Vec;
 
 use crate::addr::{Gpa, Iova};
 use crate::backend::{Context, HostCapabilities, Invalidation, ResponseCode};
-use crate::fault::{Cause, TransactionType};
+use crate::fault::Cause;
 use crate::faultq::HostFault;
-use crate::id::{Gscid, ProcessId, Pscid};
+use crate::id::{Gscid, Prgi, ProcessId, Pscid};
 use crate::mock::memory::Memory;
+use crate::pageq::PageRequest;
 
 use super::PhysicalDevice;
 use super::context::Meaning;
 use super::driver::Strategy;
+use super::function::{Function, response_to};
 use super::hardware::{Access, Dma, Traffic};
 use super::ioatc::{Ioatc, Scope};
+use super::processes::Pdt;
 use super::slot::Slot;
 use super::walk::{Request, Walk};
 
@@ -36,6 +39,9 @@ pub(super) struct Machine {
     pub(super) lost: BTreeMap<PhysicalDevice, u64>,
     pub(super) mixtures: u64,
     pub(super) response_failures: u64,
+    /// What reached the host, and it has not taken.
+    pub(super) page_requests: Vec<(PhysicalDevice, PageRequest)>,
+    functions: BTreeMap<PhysicalDevice, Function>,
     slots: BTreeMap<PhysicalDevice, Slot>,
     ioatc: Ioatc,
 }
@@ -53,6 +59,8 @@ impl Machine {
             lost: BTreeMap::new(),
             mixtures: 0,
             response_failures: 0,
+            page_requests: Vec::new(),
+            functions: BTreeMap::new(),
             slots: BTreeMap::new(),
             ioatc: Ioatc::default(),
         }
@@ -60,6 +68,15 @@ impl Machine {
 
     pub(super) fn slot(&mut self, device: PhysicalDevice) -> &mut Slot {
         self.slots.entry(device).or_default()
+    }
+
+    pub(super) fn function(&mut self, device: PhysicalDevice) -> &mut Function {
+        self.functions.entry(device).or_default()
+    }
+
+    /// What the IOMMU of this device can do.
+    pub(super) fn capabilities_of(&self, device: PhysicalDevice) -> HostCapabilities {
+        self.overrides.get(&device).copied().unwrap_or(self.capabilities)
     }
 
     /// One store of the host driver to a device context.
@@ -75,6 +92,7 @@ impl Machine {
     pub(super) fn execute(&mut self, gscid: Gscid, order: &Invalidation<PhysicalDevice>) {
         match *order {
             Invalidation::Device(device) => self.slot(device).settle(),
+            Invalidation::Process(device, process) => self.slot(device).processes.forget(process),
             Invalidation::Everything => {
                 let own = |device: &PhysicalDevice| self.owners.get(device) == Some(&gscid);
                 self.slots.iter_mut().filter(|(device, _)| own(device)).for_each(|(_, slot)| slot.settle());
@@ -94,63 +112,71 @@ impl Machine {
         self.ioatc.invalidate(gscid.get(), scope);
     }
 
-    pub(super) fn dma(&mut self, device: PhysicalDevice, process: Option<ProcessId>, iova: Iova, write: bool) -> Dma {
-        let request = Request { iova: iova.get(), write };
+    pub(super) fn dma(&mut self, device: PhysicalDevice, process: Option<ProcessId>, request: Request) -> Dma {
         let (used, present) = (self.slot(device).fetch(), self.slot(device).present());
-        let access = self.access(used, process, request, true);
-        let fresh = self.access(present, process, request, false);
-        let cause = match access {
-            Access::Translated(_) => None,
-            Access::Blocked if write => Some(Cause::WriteGuestPageFault),
-            Access::Blocked => Some(Cause::ReadGuestPageFault),
-            Access::Faulted(cause) => Some(cause),
-        };
-        if let Some(cause) = cause {
-            let fault = HostFault::new(cause, request.kind(), iova);
-            self.report(device, process.map_or(fault, |process| fault.with_process(process, false)));
+        let access = self.access(device, used, process, request, true);
+        let fresh = self.access(device, present, process, request, false);
+        if let Some(cause) = access.cause(request.write) {
+            let fault = HostFault::new(cause, request.kind(), Iova::new(request.iova));
+            let fault = process.map_or(fault, |process| fault.with_process(process, request.privileged));
+            self.report(device, fault);
         }
         let meant = |meaning: Meaning| meaning.context;
         Dma { access, context: used.ok().map(meant), stale: access != fresh || used.map(meant) != present.map(meant) }
     }
 
-    fn access(
+    pub(super) fn access(
         &mut self,
+        device: PhysicalDevice,
         meaning: Result<Meaning, Cause>,
         process: Option<ProcessId>,
         request: Request,
         cached: bool,
     ) -> Access {
-        let Meaning { gscid, context } = match meaning {
+        let Meaning { gscid, context, .. } = match meaning {
             Ok(meaning) => meaning,
             Err(cause) => return Access::Faulted(cause),
         };
-        let Some(memory) = self.memories.get(&gscid).filter(|_| context != Context::Blocked) else {
+        let capabilities = self.capabilities_of(device).capabilities;
+        let Some(memory) = self.memories.get(&gscid).filter(|_| context.is_open()) else {
             return Access::Blocked;
         };
-        match context {
-            Context::SecondStageOnly { process_ids, .. } if process_ids || process.is_none() => {
-                Access::Translated(Gpa::new(request.iova))
-            }
-            Context::FirstStage(stage) if process.is_none() => {
-                let walk = Walk { memory, stage: &stage, gscid, request };
-                let walked = if cached { walk.cached(&mut self.ioatc) } else { walk.fresh() };
-                walked.map_or_else(Access::Faulted, Access::Translated)
+        let identity = Access::Translated(Gpa::new(request.iova));
+        let disallowed = Access::Faulted(Cause::TransactionTypeDisallowed);
+        let (stage, sum) = match context {
+            Context::SecondStageOnly { process_ids, .. } if process_ids || process.is_none() => return identity,
+            Context::FirstStage(stage) if process.is_none() => (stage, false),
+            Context::Processes(processes) => {
+                // Rule TR-14.
+                let Some(process) = process.or(processes.dpe.then_some(ProcessId::truncate(0))) else {
+                    return identity;
+                };
+                let pdt = Pdt { memory, processes: &processes, capabilities };
+                if !pdt.holds(process) {
+                    return disallowed;
+                }
+                let slot = self.slots.entry(device).or_default();
+                match if cached { pdt.cached(process, &mut slot.processes) } else { pdt.fresh(process) } {
+                    Err(cause) => return Access::Faulted(cause),
+                    // Rule TR-16.
+                    Ok(found) if request.privileged && !found.ens => return disallowed,
+                    Ok(found) => match found.stage {
+                        Some(stage) => (stage, found.sum),
+                        None => return identity,
+                    },
+                }
             }
             // A process_id where PDTV is 0 (rule TR-09).
-            _ => Access::Faulted(Cause::TransactionTypeDisallowed),
-        }
+            _ => return disallowed,
+        };
+        let walk = Walk { memory, stage: &stage, sum, gscid, request };
+        let walked = if cached { walk.cached(&mut self.ioatc) } else { walk.fresh() };
+        walked.map_or_else(Access::Faulted, Access::Translated)
     }
 
-    pub(super) fn page_request(&mut self, device: PhysicalDevice) -> ResponseCode {
-        let (found, iova) = (self.slot(device).fetch(), Iova::new(4));
-        let cause = found.err().unwrap_or(Cause::TransactionTypeDisallowed);
-        // iotval is the message code (rule PRI-03).
-        self.report(device, HostFault::new(cause, TransactionType::MessageRequest, iova));
-        if found.is_ok() {
-            return ResponseCode::InvalidRequest;
-        }
-        self.response_failures = self.response_failures.saturating_add(1);
-        ResponseCode::ResponseFailure
+    /// Records a fault of a user request.
+    pub(super) fn report_of(&mut self, device: PhysicalDevice, process: Option<ProcessId>, fault: HostFault) {
+        self.report(device, process.map_or(fault, |process| fault.with_process(process, false)));
     }
 
     fn report(&mut self, device: PhysicalDevice, fault: HostFault) {
@@ -168,12 +194,18 @@ impl Machine {
 
     /// What happens between two stores.
     fn drive(&mut self, device: PhysicalDevice, traffic: &Traffic) {
+        let read = |iova: Iova| Request { iova: iova.get(), write: false, privileged: false };
         for _ in 0..FAULT_QUEUE {
-            self.dma(device, None, traffic.iova, false);
+            self.dma(device, None, read(traffic.iova));
         }
-        self.page_request(device);
+        let before = self.page_requests.len();
+        self.page_request(device, &PageRequest::read(traffic.iova, Prgi::truncate(0)));
         if let Some((bystander, iova)) = traffic.bystander {
-            self.dma(bystander, None, iova, false);
+            self.dma(bystander, None, read(iova));
+        }
+        // The host resolves the request by itself.
+        for (device, request) in self.page_requests.split_off(before) {
+            self.respond(device, &response_to(&request, ResponseCode::Success), true);
         }
         self.faults.clear();
     }

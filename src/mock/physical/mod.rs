@@ -3,27 +3,30 @@
 mod context;
 mod contract;
 mod driver;
+mod function;
 mod hardware;
 mod ioatc;
 mod machine;
+mod processes;
 mod slot;
 mod walk;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::vec::Vec;
 
 use crate::backend::{
-    Applied, AtsInvalidation, Completion, Context, FenceScope, HostCapabilities, Invalidation, PageResponse,
-    PhysicalIommu, Ticket,
+    Applied, AtsInvalidation, Completion, Context, FenceOutcome, FenceScope, HostCapabilities, Invalidation,
+    PageResponse, PhysicalIommu, Ticket,
 };
 use crate::error::OrderError;
 use crate::id::Gscid;
 
 use contract::Contract;
 pub use driver::Strategy;
-pub use hardware::{Access, Dma, Hardware, Traffic};
+pub use function::Kept;
+pub use hardware::{Access, AtsAnswer, Dma, Hardware, Traffic};
 
 /// The physical `device_id` of a device: never the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,6 +70,8 @@ struct Vm {
     orders: Vec<Order>,
     /// What was ordered and is not executed before a fence after it completes.
     waiting: VecDeque<Waiting>,
+    /// Fences that found an invalidation of a device's own cache unanswered.
+    timeouts: BTreeSet<Ticket>,
     pending: bool,
     adopts: VecDeque<Result<HostCapabilities, OrderError>>,
     contexts: VecDeque<Result<Applied, OrderError>>,
@@ -79,6 +84,7 @@ struct Vm {
 #[derive(Debug)]
 enum Waiting {
     Invalidation(Invalidation<PhysicalDevice>),
+    AtsInvalidation(PhysicalDevice, AtsInvalidation),
     Fence(Ticket),
 }
 
@@ -124,6 +130,12 @@ impl Physical {
         self.complete(Ticket::new(u64::MAX))
     }
 
+    /// How a fence that [completed](Self::complete) ended: what the test gives [`fence_done`](crate::VIommu::fence_done).
+    #[must_use]
+    pub fn outcome(&self, ticket: Ticket) -> FenceOutcome {
+        if self.vm().timeouts.contains(&ticket) { FenceOutcome::AtsTimeout } else { FenceOutcome::Complete }
+    }
+
     /// Scripts the answer to an [`adopt`](PhysicalIommu::adopt).
     pub fn answer_next_adopt(&self, answer: Result<HostCapabilities, OrderError>) {
         self.vm().adopts.push_back(answer);
@@ -140,7 +152,8 @@ impl Physical {
         self.vm().invalidations.push_back(answer);
     }
 
-    /// Scripts the answer to a [`fence`](PhysicalIommu::fence).
+    /// Scripts the answer to a [`fence`](PhysicalIommu::fence). `Ok(Done)` is [`AtsTimeout`](Completion::AtsTimeout)
+    /// where a device did not answer.
     pub fn answer_next_fence(&self, answer: Result<Completion, OrderError>) {
         self.vm().fences.push_back(answer);
     }
@@ -167,14 +180,21 @@ impl Vm {
         let count = self.waiting.iter().rposition(reached).map_or(0, |last| last.saturating_add(1));
         let mut machine = handle.hardware.machine();
         let mut done = Vec::new();
+        let mut silent = Vec::new();
         for waiting in self.waiting.drain(..count) {
             match waiting {
                 Waiting::Invalidation(order) => machine.execute(handle.gscid, &order),
-                Waiting::Fence(ticket) => done.push(ticket),
+                Waiting::AtsInvalidation(device, what) => {
+                    silent.extend((!machine.ats_invalidate(device, &what)).then_some(device));
+                }
+                Waiting::Fence(ticket) => {
+                    if !silent.is_empty() {
+                        self.timeouts.insert(ticket);
+                    }
+                    self.contract.complete(ticket, &mem::take(&mut silent));
+                    done.push(ticket);
+                }
             }
-        }
-        for &ticket in &done {
-            self.contract.complete(ticket);
         }
         done
     }
@@ -190,9 +210,9 @@ impl PhysicalIommu for Physical {
     fn adopt(&mut self, device: PhysicalDevice) -> Result<HostCapabilities, OrderError> {
         let mut vm = self.vm();
         let mut machine = self.hardware.machine();
-        let own = machine.overrides.get(&device).copied().unwrap_or(machine.capabilities);
+        let own = machine.capabilities_of(device);
         let answer = vm.adopts.pop_front().unwrap_or(Ok(own));
-        vm.contract.adopt(device, machine.owners.contains_key(&device), &answer);
+        vm.contract.adopt(device, machine.owners.contains_key(&device), answer);
         if answer.is_ok() {
             machine.owners.insert(device, self.gscid);
         }
@@ -233,13 +253,16 @@ impl PhysicalIommu for Physical {
     fn fence(&mut self, upto: Ticket, scope: FenceScope) -> Result<Completion, OrderError> {
         let mut vm = self.vm();
         let own = if vm.pending { Completion::Pending } else { Completion::Done };
-        let answer = vm.fences.pop_front().unwrap_or(Ok(own));
+        let mut answer = vm.fences.pop_front().unwrap_or(Ok(own));
         vm.contract.fence(upto, answer);
         if answer.is_ok() {
             vm.waiting.push_back(Waiting::Fence(upto));
         }
-        if answer == Ok(Completion::Done) {
+        if matches!(answer, Ok(Completion::Done | Completion::AtsTimeout)) {
             vm.complete(self, upto);
+            if vm.timeouts.contains(&upto) {
+                answer = Ok(Completion::AtsTimeout);
+            }
         }
         vm.orders.push(Order::Fence(upto, scope, answer));
         answer
@@ -249,6 +272,9 @@ impl PhysicalIommu for Physical {
         let mut vm = self.vm();
         let answer = vm.ats_invalidations.pop_front().unwrap_or(Ok(()));
         vm.contract.ats_invalidate(device, what, answer);
+        if answer.is_ok() {
+            vm.waiting.push_back(Waiting::AtsInvalidation(device, *what));
+        }
         vm.orders.push(Order::AtsInvalidate(device, *what, answer));
         answer
     }
@@ -257,6 +283,10 @@ impl PhysicalIommu for Physical {
         let mut vm = self.vm();
         let answer = vm.page_responses.pop_front().unwrap_or(Ok(()));
         vm.contract.page_response(device, answer);
+        if answer != Err(OrderError::Busy) {
+            let open = self.hardware.machine().respond(device, response, answer.is_ok());
+            assert!(open, "contract: {response:?} to {device:?}, which waits for no such response");
+        }
         vm.orders.push(Order::PageResponse(device, *response, answer));
         answer
     }
@@ -264,7 +294,11 @@ impl PhysicalIommu for Physical {
     fn release(&mut self, device: PhysicalDevice) {
         let mut vm = self.vm();
         vm.contract.release(device);
-        self.hardware.machine().owners.remove(&device);
+        let mut machine = self.hardware.machine();
+        machine.owners.remove(&device);
+        // What is left of its page requests the host drains.
+        machine.function(device).void_requests();
+        machine.page_requests.retain(|(other, _)| *other != device);
         vm.orders.push(Order::Release(device));
     }
 }

@@ -3,16 +3,19 @@
 use std::vec;
 use std::vec::Vec;
 
-use crate::backend::Context;
+use crate::backend::Ats;
 use crate::fault::Cause;
 
 use super::context::{self, Dwords, Meaning};
+use super::processes::PdtCache;
 
 #[derive(Debug)]
 pub(super) struct Slot {
     dwords: Dwords,
     /// Hardware's copy.
     cached: Option<Meaning>,
+    /// And what it has read of the process directory.
+    pub(super) processes: PdtCache,
     /// What each store left, since the last executed `INVAL_DDT`.
     versions: Vec<Dwords>,
     /// What was asked for since then, and what was in force.
@@ -21,7 +24,13 @@ pub(super) struct Slot {
 
 impl Default for Slot {
     fn default() -> Self {
-        let mut slot = Self { dwords: context::BLOCKED, cached: None, versions: Vec::new(), asked_for: Vec::new() };
+        let mut slot = Self {
+            dwords: context::BLOCKED,
+            cached: None,
+            processes: PdtCache::default(),
+            versions: Vec::new(),
+            asked_for: Vec::new(),
+        };
         slot.settle();
         slot
     }
@@ -44,6 +53,12 @@ impl Slot {
         self.cached.map_or(present, Ok)
     }
 
+    /// Whether every request finds ATS allowed, whether it looks into memory or not.
+    pub(super) fn has_ats(&self) -> bool {
+        let allows = |meaning: Meaning| meaning.ats != Ats::Off;
+        self.cached.is_none_or(allows) && self.present().is_ok_and(allows)
+    }
+
     /// The host means the context to become this.
     pub(super) fn ask_for(&mut self, dwords: &Dwords) {
         self.asked_for.extend(context::decode(dwords));
@@ -53,7 +68,14 @@ impl Slot {
     pub(super) fn store(&mut self, place: usize, value: u64) -> bool {
         self.dwords = with(&self.dwords, place, value);
         self.versions.push(self.dwords);
-        let strange = |meaning: Meaning| meaning.context != Context::Blocked && !self.asked_for.contains(&meaning);
+        let strange = |meaning: Meaning| {
+            let harmless = if meaning.context.is_open() {
+                self.asked_for.iter().any(|asked| meaning.is_within(asked))
+            } else {
+                !meaning.is_bypass() || self.asked_for.iter().any(|asked| asked.is_bypass())
+            };
+            !harmless
+        };
         self.torn().iter().filter_map(|dwords| context::decode(dwords).ok()).any(strange)
     }
 
@@ -62,6 +84,7 @@ impl Slot {
         let last = self.asked_for.pop();
         self.asked_for = self.present().into_iter().chain(last).collect();
         self.cached = None;
+        self.processes = PdtCache::default();
         self.versions = vec![self.dwords];
     }
 

@@ -4,6 +4,7 @@
 
 use crate::addr::Gpa;
 use crate::backend::FirstStage;
+use crate::error::MemoryFault;
 use crate::fault::{Cause, TransactionType};
 use crate::mock::memory::Memory;
 use crate::mock::tables::pte;
@@ -15,6 +16,8 @@ use super::ioatc::{Entry, Ioatc, Space, What};
 pub(super) struct Request {
     pub(super) iova: u64,
     pub(super) write: bool,
+    /// For supervisor privilege; only with a process id.
+    pub(super) privileged: bool,
 }
 
 impl Request {
@@ -28,6 +31,8 @@ impl Request {
 pub(super) struct Walk<'a> {
     pub(super) memory: &'a Memory,
     pub(super) stage: &'a FirstStage,
+    /// Supervisor accesses may touch user pages.
+    pub(super) sum: bool,
     pub(super) gscid: u32,
     pub(super) request: Request,
 }
@@ -71,7 +76,10 @@ impl Walk<'_> {
         let (mut level, mut table, mut global) = start.unwrap_or(root);
         loop {
             let at = table.or((iova.wrapping_shr(shift(level)) & 0x1ff) << 3);
-            let word = self.memory.peek(at).ok_or(self.request.kind().access_fault())?;
+            let word = self.memory.hardware_load(at).map_err(|fault| match fault {
+                MemoryFault::Access => self.request.kind().access_fault(),
+                MemoryFault::Corruption => Cause::PtDataCorruption,
+            })?;
             let pte = self.in_order(word);
             let within = 1_u64.wrapping_shl(shift(level)).wrapping_sub(1);
             if pte & pte::V == 0 || pte & (pte::R | pte::W) == pte::W || pte >> 54 != 0 {
@@ -96,9 +104,11 @@ impl Walk<'_> {
 
     /// Checks permissions, A and D (rules S1-11, AD-01): where the access goes, and the PTE with A and D set.
     fn finish(self, leaf: &Entry, pte: u64) -> Result<(Gpa, u64), Cause> {
-        let needed = pte::U | if self.request.write { pte::W } else { pte::R };
+        let needed = if self.request.write { pte::W } else { pte::R };
         let missing = self.missing(pte);
-        if needed & !pte != 0 || (missing != 0 && !self.stage.sade) {
+        let user = pte & pte::U != 0;
+        let reached = if self.request.privileged { !user || self.sum } else { user };
+        if !reached || needed & !pte != 0 || (missing != 0 && !self.stage.sade) {
             return Err(self.page_fault());
         }
         let within = self.request.iova & (leaf.first ^ leaf.last);
