@@ -1,6 +1,7 @@
 //! Guest memory that records what is done to it and fails where it is told to.
 
 mod backend;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
@@ -66,6 +67,9 @@ struct State {
     unmapped: Vec<Invalidation<DeviceId>>,
     events: Vec<Event>,
     mirror: BTreeMap<u16, u32>,
+    watched: BTreeSet<u64>,
+    watches: Vec<(Gpa, bool)>,
+    watched_writes: Vec<Gpa>,
 }
 
 #[derive(Debug)]
@@ -134,6 +138,7 @@ impl Memory {
     pub fn write(&self, at: Gpa, value: u64) {
         assert!(self.peek(at).is_some(), "the guest writes a word at {at}, where it has none");
         self.poke(at, self.in_order(value));
+        self.note_write(at);
     }
 
     /// The 4 bytes at `at`, as the guest reads them.

@@ -95,6 +95,10 @@ impl GuestMemory for Memory {
         self.state().unmapped.push(*what);
     }
 
+    fn watch(&mut self, page: Gpa, on: bool) {
+        self.state().watch(page, on);
+    }
+
     fn publish(&mut self, offset: u16, value: u32) {
         assert!(offset.is_multiple_of(4) && offset < 4096, "contract: publish at {offset}, which is no register");
         let mut state = self.state();

@@ -68,6 +68,16 @@ pub mod tc {
     pub const SXL: u64 = 1 << 11;
 }
 
+/// Bits of `ta` of a process context.
+pub mod process_ta {
+    /// Valid.
+    pub const V: u64 = 1;
+    /// Requests for supervisor privilege are allowed.
+    pub const ENS: u64 = 1 << 1;
+    /// They may touch user pages.
+    pub const SUM: u64 = 1 << 2;
+}
+
 /// A device context that translates nothing: V = 1, `iosatp` Bare.
 #[must_use]
 pub const fn bare() -> [u64; 4] {

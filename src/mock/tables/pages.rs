@@ -180,6 +180,13 @@ impl FirstStageTable {
         super::first_stage(self.mode, self.root(), pscid)
     }
 
+    /// The process context that uses this table: `ta` with PSCID in 31:12, and these bits of
+    /// [`process_ta`](super::process_ta) besides V.
+    #[must_use]
+    pub fn process_context(&self, pscid: Pscid, bits: u64) -> [u64; 2] {
+        [super::process_ta::V | bits | u64::from(pscid.get()) << 12, self.table.iosatp()]
+    }
+
     /// Maps the page of this size that holds `iova` to the one that holds `gpa`; `flags` are bits of [`pte`].
     pub fn map(&self, iova: Iova, gpa: Gpa, size: PageSize, flags: u64) {
         self.table.map(iova.get(), gpa.get(), size.level(), flags);
@@ -212,6 +219,10 @@ mod tests {
         assert_eq!(memory.read(Gpa::new((second >> 10 << 12) + 5 * 8)), 0x1_2345 << 10 | 0x53);
         table.map(Iova::new(0x4000_0000), Gpa::new(0xc000_1000), PageSize::G1, pte::RW);
         assert_eq!(memory.read(Gpa::new(table.root().get() + 8)), 0xc_0000 << 10 | 0xd7);
+        assert_eq!(
+            table.process_context(Pscid::truncate(5), super::super::process_ta::ENS),
+            [0x5003, 8 << 60 | table.root().get() >> 12]
+        );
         table.unmap(Iova::new(0x4000_0000), PageSize::G1);
         assert_eq!(memory.read(Gpa::new(table.root().get() + 8)), 0);
     }

@@ -1,6 +1,6 @@
 //! Process directories.
 
-use super::follow;
+use super::{follow, tc};
 use crate::addr::Gpa;
 use crate::id::ProcessId;
 use crate::mock::Memory;
@@ -44,11 +44,23 @@ impl ProcessDirectory {
         u64::from(self.levels) << 60 | self.root.get().wrapping_sub(self.offset) >> 12
     }
 
+    /// The device context that uses this directory, with these bits of [`tc`] besides V and PDTV.
+    #[must_use]
+    pub fn context(&self, bits: u64) -> [u64; 4] {
+        [tc::V | tc::PDTV | bits, 0, 0, self.pdtp()]
+    }
+
     /// Writes the context of `process`: `ta` and `fsc`, `ta` last.
     pub fn set(&self, process: ProcessId, [ta, fsc]: [u64; 2]) {
         let at = self.entry_address(process);
         self.memory.write(at.or(8), fsc);
         self.memory.write(at, ta);
+    }
+
+    /// Clears V of the context of `process` and leaves the rest of it.
+    pub fn invalidate(&self, process: ProcessId) {
+        let at = self.entry_address(process);
+        self.memory.write(at, self.memory.read(at) & !1);
     }
 
     /// Where the context of `process` is in memory; makes the way to it.
@@ -93,5 +105,8 @@ mod tests {
         let second = memory.read(Gpa::new((first >> 10 << 12) + 0x134 * 8));
         assert_eq!(memory.read_words(Gpa::new((second >> 10 << 12) + 0x56 * 16), 2), [1, 2]);
         assert_eq!(directory.pdtp(), 3 << 60 | directory.root().get() >> 12);
+        assert_eq!(directory.context(tc::DPE | tc::EN_ATS), [0x223, 0, 0, directory.pdtp()]);
+        directory.invalidate(process);
+        assert_eq!(memory.read_words(directory.entry_address(process), 2), [0, 2]);
     }
 }
