@@ -28,7 +28,7 @@ pub(super) struct Contract {
     fenced: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Books {
     state: State,
     host: Option<HostCapabilities>,
@@ -250,6 +250,16 @@ impl Contract {
         self.books(device, "page_response");
         if let Err(error) = answer {
             self.answered(error);
+        }
+    }
+
+    /// The host lost contexts, caches and orders: as if every context had failed.
+    pub(super) fn lost(&mut self) {
+        self.now = self.now.wrapping_add(1);
+        self.fences.clear();
+        self.unfenced = None;
+        for books in self.devices.values_mut() {
+            *books = Books { state: State::Failed, ats: Ats::Off, touched: self.now, cached: true, ..*books };
         }
     }
 

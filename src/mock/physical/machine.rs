@@ -112,6 +112,13 @@ impl Machine {
         self.ioatc.invalidate(gscid.get(), scope);
     }
 
+    /// The contexts of this VM's devices and all that is cached for it are gone.
+    pub(super) fn lose(&mut self, gscid: Gscid) {
+        let Self { owners, slots, ioatc, .. } = self;
+        slots.retain(|device, _| owners.get(device) != Some(&gscid));
+        ioatc.invalidate(gscid.get(), Scope::default());
+    }
+
     pub(super) fn dma(&mut self, device: PhysicalDevice, process: Option<ProcessId>, request: Request) -> Dma {
         let (used, present) = (self.slot(device).fetch(), self.slot(device).present());
         let access = self.access(device, used, process, request, true);

@@ -136,6 +136,16 @@ impl Physical {
         if self.vm().timeouts.contains(&ticket) { FenceOutcome::AtsTimeout } else { FenceOutcome::Complete }
     }
 
+    /// The physical IOMMU loses what it had for this VM: contexts, caches, and the orders and fences that were under way;
+    /// its devices are blocked. What devices keep by themselves stays. For
+    /// [`host_lost_state`](crate::VIommu::host_lost_state).
+    pub fn lose_state(&self) {
+        let mut vm = self.vm();
+        vm.waiting.clear();
+        vm.contract.lost();
+        self.hardware.machine().lose(self.gscid);
+    }
+
     /// Scripts the answer to an [`adopt`](PhysicalIommu::adopt).
     pub fn answer_next_adopt(&self, answer: Result<HostCapabilities, OrderError>) {
         self.vm().adopts.push_back(answer);
