@@ -131,11 +131,14 @@ fn set_up(hart: usize, tree: *const u8) -> Result<&'static Board, &'static str> 
     let on_fault = Message { address: machine.interrupt_file(hart, 0), data: hart::FAULT_IDENTITY };
     // SAFETY: the device tree says that the IOMMU is there, and this hypervisor is the only one to drive it.
     let registers = unsafe { Mmio::new(machine.iommu as usize) };
-    let driver = Iommu::start(registers, &mut frames.lock(), on_fault).map_err(|error| {
+    let mut driver = Iommu::start(registers, &mut frames.lock(), on_fault).map_err(|error| {
         say!("hypervisor: the IOMMU: {error:?}");
         "the IOMMU can not be used: start QEMU 10.0 or newer with iommu-sys=on"
     })?;
     say!("hypervisor: IOMMU at {:#x}, capabilities {:#x}", machine.iommu, driver.capabilities().into_bits());
+    if !options.processes {
+        driver.without_process_directories();
+    }
     let driver = DRIVER.call_once(|| Mutex::new(driver));
     let nothing = SecondStage::new(&mut frames.lock()).ok_or("page frames are used up")?;
 

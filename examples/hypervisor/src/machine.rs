@@ -128,6 +128,8 @@ pub struct Options<'a> {
     pub mirror: bool,
     /// Extended-format device contexts for guests.
     pub extended: bool,
+    /// The IOMMU reads process directories through the second stage. No register says so: it has to be known.
+    pub processes: bool,
     /// Which negative control this is.
     pub sabotage: crate::backend::Sabotage,
     /// Most exits of a vIOMMU that still pass.
@@ -145,6 +147,7 @@ impl<'a> Options<'a> {
             names: ["linux", "guest"],
             mirror: true,
             extended: false,
+            processes: false,
             sabotage: crate::backend::Sabotage::None,
             exits: None,
         };
@@ -159,6 +162,8 @@ impl<'a> Options<'a> {
                 Some(("mirror", "off")) => options.mirror = false,
                 Some(("contexts", "base")) => options.extended = false,
                 Some(("contexts", "extended")) => options.extended = true,
+                Some(("processes", "on")) => options.processes = true,
+                Some(("processes", "off")) => options.processes = false,
                 Some(("exits", most)) => options.exits = Some(most.parse().map_err(|_| word)?),
                 Some(("sabotage", how)) => {
                     let found = sabotages.iter().find(|(name, _)| *name == how);
@@ -178,9 +183,11 @@ mod tests {
 
     #[test]
     fn options_are_read_and_a_word_not_understood_is_named() {
-        let options = Options::parse("vms=2 mirror=off contexts=extended sabotage=no-gvma exits=4100").expect("parses");
-        assert!(options.vms == 2 && !options.mirror && options.extended);
+        let options = Options::parse("vms=2 mirror=off contexts=extended processes=on sabotage=no-gvma exits=4100")
+            .expect("parses");
+        assert!(options.vms == 2 && !options.mirror && options.extended && options.processes);
         assert_eq!((options.sabotage, options.exits), (Sabotage::NoGvma, Some(4100)));
+        assert!(Options::parse("").is_ok_and(|options| !options.processes), "an IOMMU nobody vouches for");
         for wrong in ["vms=3", "mirror", "sabotage=none-such", "exits=many"] {
             assert_eq!(Options::parse(wrong), Err(wrong));
         }

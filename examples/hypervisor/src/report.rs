@@ -135,6 +135,7 @@ fn work_of(vm: &Vm) {
         ("context-blocked", orders.blocked),
         ("context-second-stage", orders.second_stage_only),
         ("context-first-stage", orders.first_stage),
+        ("context-processes", orders.processes),
         ("context-steps", orders.steps),
         ("batches", orders.batches),
         ("invalidations", orders.invalidations),

@@ -1,10 +1,12 @@
 //! What the IOMMU walks: first-stage page tables and the device directory.
 
 use riscv_viommu::ddt::{BaseContext, DdtEntry, ExtendedContext, Fsc, Ta, Tc};
+use riscv_viommu::pdt::{ProcessContext, ProcessTa};
 use riscv_viommu::pt::Pte;
 use riscv_viommu::regs::{Ddtp, DdtpMode};
-use riscv_viommu::{DeviceId, FirstStageMode, Ppn, Pscid};
+use riscv_viommu::{DeviceId, FirstStageMode, Ppn, ProcessDirectoryMode, Pscid};
 
+use crate::csr;
 use crate::memory::{PAGE, Pages, Pool};
 
 /// A leaf a device may read and write.
@@ -91,7 +93,52 @@ impl Space {
         BaseContext {
             tc: Tc::new().with_v(true),
             ta: Ta::new().with_pscid(self.pscid),
-            fsc: Fsc::new().with_mode(self.mode.encoding()).with_ppn(self.root.ppn()),
+            fsc: self.fsc(),
+            ..BaseContext::default()
+        }
+    }
+
+    /// The same for a process.
+    pub(crate) fn process(&self) -> ProcessContext {
+        ProcessContext { ta: ProcessTa::new().with_v(true).with_pscid(self.pscid), fsc: self.fsc() }
+    }
+
+    fn fsc(&self) -> Fsc {
+        Fsc::new().with_mode(self.mode.encoding()).with_ppn(self.root.ppn())
+    }
+}
+
+/// A process directory of one level (`PD8`).
+#[derive(Clone, Copy)]
+pub(crate) struct Processes {
+    pub(crate) page: Pages,
+}
+
+impl Processes {
+    /// A directory whose every context is one that must not be looked at: valid with reserved bits set.
+    pub(crate) fn new(pool: &mut Pool) -> Self {
+        let page = pool.pages(1);
+        page.fill(|_| u64::MAX);
+        Self { page }
+    }
+
+    /// Writes the context of a process, its valid bit last.
+    pub(crate) fn set(&self, process: u8, context: ProcessContext) {
+        self.page.put(usize::from(process) * size_of::<ProcessContext>(), &context);
+    }
+
+    /// Makes it invalid, whatever else is in it.
+    pub(crate) fn unset(&self, process: u8) {
+        let word = usize::from(process) * size_of::<ProcessContext>() / 8;
+        self.page.set_word(word, ProcessTa::from_bits(u64::MAX).with_v(false).into_bits());
+        csr::barrier();
+    }
+
+    /// The device context that puts it in force, with process 0 for requests of no process.
+    pub(crate) fn context(&self) -> BaseContext {
+        BaseContext {
+            tc: Tc::new().with_v(true).with_pdtv(true).with_dpe(true),
+            fsc: Fsc::new().with_mode(ProcessDirectoryMode::Pd8.encoding()).with_ppn(self.page.ppn()),
             ..BaseContext::default()
         }
     }

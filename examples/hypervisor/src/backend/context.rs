@@ -9,7 +9,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use riscv_viommu::ddt::{Fsc, Iohgatp, MsiPageBits, Msiptp, Ta, Tc};
-use riscv_viommu::{Applied, Context, FirstStage};
+use riscv_viommu::{Applied, Ats, Context, FirstStage, Processes};
 
 /// Where each word is.
 const TC: usize = 0;
@@ -47,8 +47,12 @@ struct Guest {
 }
 
 impl Guest {
-    /// `None` for a context this hypervisor does not know.
+    /// `None` for a context this hypervisor does not know, or does not give: no device gets ATS, so that none has
+    /// translations to take back (`Quiesced`) either.
     fn of(context: &Context) -> Option<Self> {
+        if context.ats() != Ats::Off {
+            return None;
+        }
         let valid = Tc::new().with_v(true);
         Some(match *context {
             Context::SecondStageOnly { process_ids, .. } => {
@@ -57,6 +61,12 @@ impl Guest {
             Context::FirstStage(FirstStage { mode, root, pscid, sade, sbe, .. }) => Self {
                 tc: valid.with_sade(sade).with_sbe(sbe),
                 ta: Ta::new().with_pscid(pscid),
+                fsc: Fsc::new().with_mode(mode.encoding()).with_ppn(root),
+            },
+            Context::Processes(Processes { mode, root, dpe, sade, sbe, .. }) => Self {
+                tc: valid.with_pdtv(true).with_dpe(dpe).with_sade(sade).with_sbe(sbe),
+                // Those of the processes are in their contexts.
+                ta: Ta::new(),
                 fsc: Fsc::new().with_mode(mode.encoding()).with_ppn(root),
             },
             _ => return None,
@@ -161,7 +171,7 @@ fn store(words: &Words, word: usize, value: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use riscv_viommu::{FirstStageMode, Gscid, Ppn, Pscid};
+    use riscv_viommu::{FirstStageMode, Gscid, Ppn, ProcessDirectoryMode, Pscid};
 
     const HOST: Host = Host {
         open: Iohgatp::new().with_mode(8).with_gscid(Gscid::truncate(1)).with_ppn(Ppn::truncate(0x8_0100)),
@@ -174,6 +184,12 @@ mod tests {
     fn first_stage(root: u64, pscid: u32) -> Context {
         let root = Ppn::truncate(root);
         Context::FirstStage(FirstStage::new(FirstStageMode::Sv39, root, Pscid::truncate(pscid)))
+    }
+
+    fn processes(root: u64, dpe: bool) -> Context {
+        let mut processes = Processes::new(ProcessDirectoryMode::Pd8, Ppn::truncate(root));
+        processes.dpe = dpe;
+        Context::Processes(processes)
     }
 
     fn values(words: &Words) -> [u64; 8] {
@@ -195,9 +211,11 @@ mod tests {
 
     #[test]
     fn words_other_than_the_root_change_only_while_the_device_is_blocked() {
-        let bare = Context::SecondStageOnly { process_ids: false };
-        let bare_process = Context::SecondStageOnly { process_ids: true };
-        let all = [Context::Blocked, bare, bare_process, first_stage(0x8_1000, 1), first_stage(0x8_2000, 2)];
+        let bare = Context::SecondStageOnly { process_ids: false, ats: Ats::Off };
+        let bare_process = Context::SecondStageOnly { process_ids: true, ats: Ats::Off };
+        let spaces = [first_stage(0x8_1000, 1), first_stage(0x8_2000, 2)];
+        let directories = [processes(0x8_3000, false), processes(0x8_3000, true), processes(0x8_4000, true)];
+        let all = [&[Context::Blocked, bare, bare_process], &spaces[..], &directories].concat();
         for from in &all {
             for to in &all {
                 let words = Words::default();
@@ -230,13 +248,18 @@ mod tests {
 
     #[test]
     fn a_new_root_in_the_same_address_space_takes_one_store() {
-        let words = Words::default();
-        block_new(&words, &HOST);
-        way(&words, &first_stage(0x8_1000, 1));
-        let before = values(&words);
-        assert_eq!(step(&words, &HOST, &first_stage(0x8_2000, 1)), Some(Applied::Switched));
-        let after = values(&words);
-        assert_eq!((0..8).filter(|&word| before[word] != after[word]).collect::<Vec<_>>(), [FSC]);
+        for [from, to] in [
+            [first_stage(0x8_1000, 1), first_stage(0x8_2000, 1)],
+            [0x8_3000, 0x8_4000].map(|root| processes(root, true)),
+        ] {
+            let words = Words::default();
+            block_new(&words, &HOST);
+            way(&words, &from);
+            let before = values(&words);
+            assert_eq!(step(&words, &HOST, &to), Some(Applied::Switched));
+            let after = values(&words);
+            assert_eq!((0..8).filter(|&word| before[word] != after[word]).collect::<Vec<_>>(), [FSC]);
+        }
     }
 
     #[test]
@@ -258,13 +281,30 @@ mod tests {
             assert_eq!(iohgatp, HOST.open.into_bits());
             [tc, ta, fsc]
         };
-        assert_eq!(words(&Context::SecondStageOnly { process_ids: false }), [0x1, 0, 0]);
-        assert_eq!(words(&Context::SecondStageOnly { process_ids: true }), [0x21, 0, 0]);
+        assert_eq!(words(&Context::SecondStageOnly { process_ids: false, ats: Ats::Off }), [0x1, 0, 0]);
+        assert_eq!(words(&Context::SecondStageOnly { process_ids: true, ats: Ats::Off }), [0x21, 0, 0]);
         let mut stage = FirstStage::new(FirstStageMode::Sv57, Ppn::truncate(0x8_1000), Pscid::truncate(5));
         stage.sade = true;
         assert_eq!(words(&Context::FirstStage(stage)), [0x101, 0x5000, 0xa000_0000_0008_1000]);
         (stage.sade, stage.sbe) = (false, true);
         assert_eq!(words(&Context::FirstStage(stage))[0], 0x401);
+        assert_eq!(words(&processes(0x8_3000, false)), [0x21, 0, 0x1000_0000_0008_3000]);
+        assert_eq!(words(&processes(0x8_3000, true)), [0x221, 0, 0x1000_0000_0008_3000]);
+    }
+
+    #[test]
+    fn contexts_with_ats_are_refused_and_change_nothing() {
+        let mut ats = Processes::new(ProcessDirectoryMode::Pd8, Ppn::truncate(0x8_3000));
+        ats.ats = Ats::Translations;
+        let second_stage = Context::SecondStageOnly { process_ids: false, ats: Ats::Translations };
+        let words = Words::default();
+        block_new(&words, &HOST);
+        way(&words, &first_stage(0x8_1000, 1));
+        let before = values(&words);
+        for context in [Context::Quiesced, Context::Processes(ats), second_stage] {
+            assert_eq!(step(&words, &HOST, &context), None, "{context:?}");
+            assert_eq!(values(&words), before, "{context:?}");
+        }
     }
 
     #[test]

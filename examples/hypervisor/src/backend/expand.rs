@@ -33,6 +33,7 @@ pub fn commands(
                 push_new(&mut out, Command::IodirInvalDdt(Some(device.0)))?;
                 (first_stage, second_stage) = (true, true);
             }
+            Invalidation::Process(device, process) => push_new(&mut out, Command::IodirInvalPdt(device.0, *process))?,
             Invalidation::FirstStage => first_stage = true,
             Invalidation::Pages(_) | Invalidation::AddressSpace(_) => {}
             // `Everything`, and what this hypervisor does not know.
@@ -94,7 +95,7 @@ fn push_new(out: &mut Commands, command: Command) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use riscv_viommu::{DeviceId, Pscid};
+    use riscv_viommu::{DeviceId, ProcessId, Pscid};
 
     const GSCID: Gscid = Gscid::truncate(3);
     const BLOCKED: Gscid = Gscid::truncate(4);
@@ -117,6 +118,17 @@ mod tests {
         let expected = [ddt, Command::IotinvalVma(SPACE), Command::IotinvalGvma(SPACE), blocked];
         let orders = [Invalidation::Device(DEVICE), Invalidation::AddressSpace(Pscid::truncate(1))];
         assert_eq!(expand(&orders, Capabilities::new()), expected);
+    }
+
+    #[test]
+    fn a_process_takes_its_context_alone_with_it_and_goes_before_translations() {
+        let process = ProcessId::truncate(7);
+        let context = Command::IodirInvalPdt(DEVICE.0, process);
+        let order = Invalidation::Process(DEVICE, process);
+        assert_eq!(expand(&[order, order], Capabilities::new()), [context]);
+        let space = Command::IotinvalVma(SPACE.with_pscid(Pscid::truncate(1)));
+        let orders = [Invalidation::AddressSpace(Pscid::truncate(1)), order];
+        assert_eq!(expand(&orders, Capabilities::new()), [context, space]);
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub struct Orders {
     pub second_stage_only: u64,
     /// Contexts set, with a first stage of the guest's.
     pub first_stage: u64,
+    /// Contexts set, with a process directory of the guest's.
+    pub processes: u64,
     /// Steps on the way to a context, each behind a fence of its own.
     pub steps: u64,
     /// Batches of invalidations.
@@ -65,6 +67,7 @@ impl<B: Bus> VmIommu<B> {
             blocked: 0,
             second_stage_only: 0,
             first_stage: 0,
+            processes: 0,
             steps: 0,
             batches: 0,
             invalidations: 0,
@@ -145,6 +148,7 @@ impl<B: Bus> PhysicalIommu for VmIommu<B> {
             (Applied::Blocked, _) => &mut self.orders.steps,
             (_, Context::Blocked) => &mut self.orders.blocked,
             (_, Context::SecondStageOnly { .. }) => &mut self.orders.second_stage_only,
+            (_, Context::Processes(_)) => &mut self.orders.processes,
             _ => &mut self.orders.first_stage,
         } += 1;
         Ok(applied)

@@ -24,21 +24,28 @@ pub enum Sabotage {
     EarlyFence,
     /// Second-stage translations are not dropped.
     NoGvma,
+    /// Contexts of processes are not dropped.
+    NoInvalPdt,
 }
 
 impl Sabotage {
     /// All of them, by name.
-    pub const NAMES: [(&str, Self); 5] = [
+    pub const NAMES: [(&str, Self); 6] = [
         ("no-invalidate", Self::NoInvalidate),
         ("no-block", Self::NoBlock),
         ("shared-gscid", Self::SharedGscid),
         ("early-fence", Self::EarlyFence),
         ("no-gvma", Self::NoGvma),
+        ("no-inval-pdt", Self::NoInvalPdt),
     ];
 
     /// Whether a command goes to the hardware.
     pub(super) fn lets_pass(self, command: &Command) -> bool {
-        self != Self::NoGvma || !matches!(command, Command::IotinvalGvma(_))
+        match command {
+            Command::IotinvalGvma(_) => self != Self::NoGvma,
+            Command::IodirInvalPdt(..) => self != Self::NoInvalPdt,
+            _ => true,
+        }
     }
 }
 

@@ -148,7 +148,12 @@ impl<B: Bus> Iommu<B> {
         Ok(iommu)
     }
 
-    /// Its `capabilities`.
+    /// Offers no process directories: for an IOMMU that reads them past the second stage, as QEMU's does before 10.2.
+    pub const fn without_process_directories(&mut self) {
+        self.capabilities = self.capabilities.with_pd8(false).with_pd17(false).with_pd20(false);
+    }
+
+    /// Its `capabilities`, as far as they can be trusted.
     #[must_use]
     pub const fn capabilities(&self) -> Capabilities {
         self.capabilities

@@ -117,6 +117,17 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
+fn process_directories_are_offered_unless_the_second_stage_is_not_under_them() {
+    let model = Model::new();
+    let all = model.0.borrow().capabilities.with_pd8(true).with_pd17(true).with_pd20(true);
+    model.0.borrow_mut().capabilities = all;
+    let mut iommu = started(&model);
+    assert_eq!(iommu.capabilities(), all);
+    iommu.without_process_directories();
+    assert_eq!(iommu.capabilities(), all.with_pd8(false).with_pd17(false).with_pd20(false));
+}
+
+#[test]
 fn the_directory_has_as_many_levels_as_the_iommu_takes() {
     for levels in 1..=3 {
         let model = Model::new();

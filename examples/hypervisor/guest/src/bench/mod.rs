@@ -163,7 +163,7 @@ impl Bench {
     /// Lets the device's addresses through, and starts the controller.
     pub(crate) fn bare(&mut self) -> Result<(), Why> {
         self.enter(Ddtp::new().with_iommu_mode(DdtpMode::Bare.encoding()))?;
-        self.start(self.window.gpa(), Some(IMSIC))
+        self.start_untranslated()
     }
 
     /// A directory that lets the device's addresses through, in force, and the controller started.
@@ -171,7 +171,7 @@ impl Bench {
         let directory = self.directory(levels);
         directory.set_base(tables::identity());
         self.enter(directory.ddtp())?;
-        self.start(self.window.gpa(), Some(IMSIC))?;
+        self.start_untranslated()?;
         Ok(directory)
     }
 
@@ -179,6 +179,11 @@ impl Bench {
     pub(crate) fn start(&mut self, queues: u64, messages: Option<u64>) -> Result<(), Why> {
         self.found_at = (queues, messages);
         self.restart()
+    }
+
+    /// Starts the controller, whose addresses are those of memory.
+    pub(crate) fn start_untranslated(&mut self) -> Result<(), Why> {
+        self.start(self.window.gpa(), Some(IMSIC))
     }
 
     /// Starts it again, where it was.

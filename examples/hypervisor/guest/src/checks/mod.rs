@@ -4,6 +4,7 @@ mod commands;
 mod contexts;
 mod faults;
 mod invalidation;
+mod processes;
 mod registers;
 mod translation;
 
@@ -76,6 +77,13 @@ const CHECKS: &[Check] = checks! {
         words_behind_a_base_context_count_in_the_extended_format_only
         a_broken_directory_blocks_the_device
         a_process_directory_that_is_bare_lets_addresses_through;
+    processes:
+        requests_of_no_process_are_those_of_process_0
+        without_a_default_process_addresses_are_let_through
+        a_process_context_changes_by_its_commands
+        a_process_directory_is_replaced_under_a_live_device
+        a_process_without_a_good_context_is_blocked
+        a_process_directory_outside_memory_blocks_the_device;
     faults:
         a_fault_sends_a_message
         a_message_that_cannot_be_stored_is_a_fault
