@@ -329,6 +329,7 @@
 //! ```
 
 mod ats;
+mod fan_out;
 mod host;
 mod memory;
 mod order;
@@ -336,6 +337,7 @@ mod parts;
 mod trace;
 
 pub use ats::{Ats, AtsInvalidation, PageResponse, ResponseCode};
+pub use fan_out::{Behind, FanOut};
 pub use host::HostCapabilities;
 pub use memory::{GuestMemory, Post};
 pub use order::{

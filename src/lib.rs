@@ -112,9 +112,9 @@ pub use addr::{Gpa, Iova, NestedGpa, Ppn};
 pub use ats::{DeviceMessage, InvalidationCompletion, InvalidationRequest};
 pub use attachment::Attachment;
 pub use backend::{
-    Applied, Ats, AtsInvalidation, Backend, Completion, Context, Epoch, FenceOutcome, FenceScope, FirstStage,
-    GuestMemory, HostCapabilities, InterruptKinds, Interrupts, Invalidation, NoPhysical, PageResponse, Pages, Parts,
-    PhysicalIommu, Post, Processes, ResponseCode, Ticket,
+    Applied, Ats, AtsInvalidation, Backend, Behind, Completion, Context, Epoch, FanOut, FenceOutcome, FenceScope,
+    FirstStage, GuestMemory, HostCapabilities, InterruptKinds, Interrupts, Invalidation, NoPhysical, PageResponse,
+    Pages, Parts, PhysicalIommu, Post, Processes, ResponseCode, Ticket,
 };
 pub use config::Config;
 pub use error::{

@@ -45,6 +45,24 @@ impl HostCapabilities {
         }
     }
 
+    /// What both can do: the capabilities of several IOMMUs that devices of one VM may sit behind.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        let (own, others) = (self.capabilities, other.capabilities);
+        let narrower = if self.second_stage.input_width() <= other.second_stage.input_width() { self } else { other };
+        Self {
+            capabilities: Capabilities::from_bits(own.into_bits() & others.into_bits())
+                .with_version(own.version().min(others.version()))
+                .with_pas(own.pas().min(others.pas())),
+            second_stage: narrower.second_stage,
+            svnapot: self.svnapot && other.svnapot,
+            rv64: self.rv64 && other.rv64,
+            little_endian: self.little_endian && other.little_endian,
+            leaves_dirty: self.leaves_dirty && other.leaves_dirty,
+            coherent: self.coherent && other.coherent,
+        }
+    }
+
     /// States [`svnapot`](Self::svnapot).
     #[must_use]
     pub const fn with_svnapot(self, svnapot: bool) -> Self {

@@ -136,6 +136,9 @@ pub enum Applied {
 #[non_exhaustive]
 pub enum Invalidation<D> {
     /// All of one device: `IODIR.INVAL_DDT` for it, `IOTINVAL.VMA` and `IOTINVAL.GVMA` for the whole GSCID.
+    ///
+    /// It may stand for orders about translations that came before or after it in the same batch: where this VM has
+    /// devices behind other IOMMUs too, it is [`FirstStage`](Self::FirstStage) for those.
     Device(D),
     /// The context of one process of a device: `IODIR.INVAL_PDT`. No translations.
     Process(D, ProcessId),
