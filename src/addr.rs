@@ -70,6 +70,12 @@ impl Gpa {
         self.0
     }
 
+    /// The first byte of the page it lies in.
+    #[must_use]
+    pub const fn page(self) -> Self {
+        Self(self.0 & !(PAGE_SIZE - 1))
+    }
+
     /// The address `bytes` further on, or `None` past the end of the 64-bit space.
     #[must_use]
     pub const fn checked_add(self, bytes: u64) -> Option<Self> {

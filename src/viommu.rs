@@ -2,6 +2,7 @@
 
 mod dma;
 mod emulated;
+mod memory;
 mod migration;
 mod monitor;
 mod passthrough;
@@ -86,6 +87,8 @@ pub struct VIommu<
     generations: Generations,
     /// What the last `ddtp` write waits for.
     directory: Option<Barrier>,
+    /// What memory taken from the guest waits for.
+    memory_taken: Option<Barrier>,
     /// How many `ddtp` writes are done.
     directories: u64,
     /// What the last call left.
@@ -163,6 +166,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
             drains: Drains::new(),
             generations: Generations::new(),
             directory: None,
+            memory_taken: None,
             directories: 0,
             progress: Progress::Idle,
             stats: Stats::NONE,
@@ -294,6 +298,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
             drains: _,
             generations: _,
             directory,
+            memory_taken,
             directories: _,
             progress: _,
             stats: _,
@@ -305,6 +310,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         nest.reset();
         ats.reset();
         *directory = None;
+        // Every device is driven anew: what was under way is covered by that.
+        *memory_taken = memory_taken.take().map(|_| Barrier::new(FenceScope::ALL));
         self.forget_translations();
     }
 
@@ -384,6 +391,13 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
                     self.directories = self.directories.wrapping_add(1);
                     self.registers.clear_ddtp_busy();
                 }
+                Err(progress) => waits = waits.max(progress),
+            }
+        }
+        if let Some(barrier) = &mut self.memory_taken {
+            match self.nest.pass(barrier, &self.registers, &mut self.backend, &mut budget) {
+                Ok(()) if is_drained && !self.nest.is_locked() => self.memory_taken = None,
+                Ok(()) => {}
                 Err(progress) => waits = waits.max(progress),
             }
         }

@@ -33,6 +33,22 @@ pub(crate) struct Directory {
     rules: Rules,
 }
 
+/// How far the way to a context went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Trail {
+    /// Entries read.
+    pub(crate) loads: u32,
+    /// The last of them.
+    pub(crate) last: Option<Gpa>,
+}
+
+impl Trail {
+    const fn step(&mut self, to: Gpa) {
+        self.loads = self.loads.saturating_add(1);
+        self.last = Some(to);
+    }
+}
+
 /// Most bits of `device_id` a non-leaf level takes.
 const NON_LEAF_BITS: u32 = 9;
 
@@ -75,9 +91,8 @@ impl Directory {
     /// Finds and checks the context of a device: "Process to locate the Device-context".
     ///
     /// # Errors
-    /// 260 if the id is too wide, 257, 258, 259 and 268 as each entry fails; the first failing step decides. `loads`
-    /// counts the entries read.
-    pub(crate) fn locate(&self, memory: &impl GuestMemory, id: DeviceId, loads: &mut u32) -> Result<Checked, Fault> {
+    /// 260 if the id is too wide, 257, 258, 259 and 268 as each entry fails; the first failing step decides.
+    pub(crate) fn locate(&self, memory: &impl GuestMemory, id: DeviceId, trail: &mut Trail) -> Result<Checked, Fault> {
         // TR-06: before any entry is read.
         if !id.fits(self.width(self.levels)) {
             let reason = &Violation("device_id", "is wider than ddtp.iommu_mode takes", "TR-06");
@@ -88,7 +103,7 @@ impl Directory {
         for level in (1..self.levels).rev() {
             // 2-4. Load the non-leaf entry.
             let at = entry(table, self.index(id, level), 8);
-            *loads = loads.saturating_add(1);
+            trail.step(at);
             let ddte: DdtEntry = self.view.load_new(memory, at).map_err(Fault::of_ddt_load)?;
             // 5. Not valid: nothing else in it may be looked at.
             if !ddte.v() {
@@ -103,13 +118,12 @@ impl Directory {
             table = ddte.ppn().base();
         }
         // 8. Load the context, whole, once.
-        *loads = loads.saturating_add(1);
         let index = self.index(id, 0);
+        let at = entry(table, index, if self.extended { 64 } else { 32 });
+        trail.step(at);
         let context = if self.extended {
-            let at = entry(table, index, 64);
             Copied::Extended(self.view.load_new(memory, at).map_err(Fault::of_ddt_load)?)
         } else {
-            let at = entry(table, index, 32);
             Copied::Base(self.view.load_new(memory, at).map_err(Fault::of_ddt_load)?)
         };
         // 9-10. Valid, and configured as the capabilities allow.

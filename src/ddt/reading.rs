@@ -7,7 +7,7 @@ use crate::id::{DeviceId, ProcessId};
 use crate::regs::DdtpMode;
 use crate::regs::file::Registers;
 
-use super::{Checked, Directory, FirstStageContext};
+use super::{Checked, Directory, FirstStageContext, Trail};
 
 /// What the guest's registers and directory say of a device.
 #[derive(Clone, Copy, Debug)]
@@ -23,20 +23,15 @@ pub(crate) enum Reading {
 impl Reading {
     /// Reads it, once, afresh.
     pub(crate) fn take(registers: &Registers, memory: &impl GuestMemory, id: DeviceId) -> Self {
-        Self::take_counted(registers, memory, id, &mut 0)
+        Self::follow(registers, memory, id, &mut Trail::default())
     }
 
-    /// The same; `loads` counts the entries read.
-    pub(crate) fn take_counted(
-        registers: &Registers,
-        memory: &impl GuestMemory,
-        id: DeviceId,
-        loads: &mut u32,
-    ) -> Self {
+    /// The same, and how far the way went.
+    pub(crate) fn follow(registers: &Registers, memory: &impl GuestMemory, id: DeviceId, trail: &mut Trail) -> Self {
         match (registers.mode(), Directory::of(registers)) {
             (DdtpMode::Bare, _) => Self::Bare,
             (_, None) => Self::None(Fault::new(Cause::AllInboundDisallowed)),
-            (_, Some(directory)) => match directory.locate(memory, id, loads) {
+            (_, Some(directory)) => match directory.locate(memory, id, trail) {
                 Ok(context) => Self::Context(context),
                 Err(fault) => Self::None(fault),
             },

@@ -82,7 +82,7 @@ fn last(extended: bool) -> [u32; 3] {
 }
 
 fn cause(directory: &Directory, memory: &Memory, id: DeviceId) -> Option<u16> {
-    directory.locate(memory, id, &mut 0).err().map(|fault| fault.cause.code())
+    directory.locate(memory, id, &mut Trail::default()).err().map(|fault| fault.cause.code())
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn a_big_endian_directory_is_read_as_one() {
     let memory = way.memory(true);
     memory.write(Gpa::new(way.entries[0].get() + 24), (8_u64 << 60 | 0x8_0001).swap_bytes());
     memory.write(Gpa::new(way.entries[0].get() + 16), 0x1000_u64.swap_bytes());
-    let found = directory(1, with_format(false), true).locate(&memory, way.id, &mut 0).unwrap();
+    let found = directory(1, with_format(false), true).locate(&memory, way.id, &mut Trail::default()).unwrap();
     let iosatp = FirstStageContext::Iosatp(Some(Iosatp {
         mode: crate::id::FirstStageMode::Sv39,
         root: Ppn::truncate(0x8_0001),
@@ -251,7 +251,7 @@ fn a_context_that_changes_under_its_reader_is_judged_by_one_copy() {
         // First a good table, then a reserved mode, then V = 0.
         memory.on_load(fsc, [8 << 60 | 0x8_0000, 15 << 60]);
         memory.on_load(way.entries[0], [V, V, 0]);
-        let found = directory.locate(&memory, way.id, &mut 0).unwrap();
+        let found = directory.locate(&memory, way.id, &mut Trail::default()).unwrap();
         let root = Ppn::truncate(0x8_0000);
         assert!(
             matches!(found.first_stage, FirstStageContext::Iosatp(Some(Iosatp { root: r, .. })) if r == root),

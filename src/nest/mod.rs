@@ -10,6 +10,7 @@ mod ats;
 mod batch;
 mod context;
 mod counts;
+mod events;
 mod fault;
 mod order;
 mod pages;
@@ -277,7 +278,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         let count = self.slots.len();
         for turn in 0..count {
             let index = self.probed.wrapping_add(turn).checked_rem(count).unwrap_or(0);
-            if let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.not_valid) {
+            if let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.not_valid.is_some()) {
                 slot.reread(Reread::Unasked);
                 self.probed = index.wrapping_add(1);
                 return;

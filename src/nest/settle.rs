@@ -1,5 +1,6 @@
 //! Settling: reads what is stale, gives hardware the contexts that are wanted, and takes devices in and out.
 
+use crate::addr::Gpa;
 use crate::backend::{Applied, Backend, Context, FenceScope, Invalidation, PhysicalIommu};
 use crate::error::OrderError;
 use crate::last_error::LastError;
@@ -8,7 +9,7 @@ use crate::regs::file::Registers;
 
 use super::slot::{Phase, Purge, Reread, Slot, Step};
 use super::{Health, Nest, Residue, Stalled};
-use crate::ddt::Reading;
+use crate::ddt::{Reading, Trail};
 
 /// Most blocked states a host may go through on the way to one context: as many as there are stores that have to settle
 /// before the next by rule UPD-07 (second stage, `fsc`, `tc` and `ta`, `fsc`). The bound keeps a host that never
@@ -21,6 +22,19 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     /// Does what can be done now. `Idle`: every context read is in force, or blocked, and its invalidation is in the
     /// batch; where the guest did not ask for it, it is fenced too.
     pub(crate) fn settle<B: Backend<Device = D>>(
+        &mut self,
+        registers: &Registers,
+        backend: &mut B,
+        budget: &mut Budget,
+    ) -> Progress {
+        // Those that leave are watched no more, nor are those read anew.
+        self.watch(backend);
+        let progress = self.settle_contexts(registers, backend, budget);
+        self.watch(backend);
+        progress
+    }
+
+    fn settle_contexts<B: Backend<Device = D>>(
         &mut self,
         registers: &Registers,
         backend: &mut B,
@@ -63,12 +77,13 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             if !budget.take() {
                 return Ok(Progress::Runnable);
             }
-            let reading = Reading::take(registers, backend, slot.id());
+            let mut trail = Trail::default();
+            let reading = Reading::follow(registers, backend, slot.id(), &mut trail);
             slot.stale = None;
             slot.unasked = why == Reread::Unasked;
             slot.owed |= why == Reread::Named;
-            slot.not_valid = reading.is_not_valid();
-            if let (Reading::None(fault), false) = (reading, slot.not_valid) {
+            slot.not_valid = trail.last.filter(|_| reading.is_not_valid()).map(Gpa::page);
+            if let (Reading::None(fault), None) = (reading, slot.not_valid) {
                 // A device that has no context yet is how every guest begins.
                 self.noted.note_context(slot.id(), None, &fault);
             }
@@ -93,6 +108,10 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         }
         if slot.hold || slot.live == Some(slot.wanted) {
             return Ok(Progress::Idle);
+        }
+        if slot.phase == Phase::Live && slot.purge != Purge::No {
+            // Until the device has been told to forget it can complete that.
+            return Ok(Progress::Waiting);
         }
         let opens = slot.wanted.is_open();
         if opens {
@@ -188,7 +207,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
                 if core::mem::take(&mut slot.hold) {
                     went_on = true;
                     match slot.phase {
-                        Phase::Entering | Phase::Leaving if slot.purge != Purge::No => slot.purge_on(),
+                        _ if slot.purge != Purge::No => slot.purge_on(),
                         Phase::Entering => {
                             slot.phase = Phase::Live;
                             slot.reread(Reread::Unasked);

@@ -1,5 +1,6 @@
 //! One attached device.
 
+use crate::addr::Gpa;
 use crate::attachment::Attachment;
 use crate::backend::{Ats, Context, Ticket};
 use crate::id::DeviceId;
@@ -96,8 +97,10 @@ pub(super) struct Slot<D> {
     pub(super) detours: u8,
     /// The host refused the last context; not tried again until the guest or the host names the device.
     pub(super) refused: bool,
-    /// Blocked because the directory has an entry with V = 0.
-    pub(super) not_valid: bool,
+    /// Blocked because the directory has an entry with V = 0, in this page.
+    pub(super) not_valid: Option<Gpa>,
+    /// The page the host watches for the device.
+    pub(super) watched: Option<Gpa>,
     /// `DTF` of the last context the directory gave.
     pub(super) dtf: bool,
     /// It may keep translations: it had ATS since it came, since the reset, or since its cache was last emptied.
@@ -127,7 +130,8 @@ impl<D> Slot<D> {
             was_open: false,
             detours: 0,
             refused: false,
-            not_valid: false,
+            not_valid: None,
+            watched: None,
             dtf: false,
             had_ats: false,
             purge: Purge::No,
@@ -168,6 +172,7 @@ impl<D> Slot<D> {
             detours,
             refused,
             not_valid,
+            watched: _,
             dtf,
             had_ats: _,
             purge,
@@ -187,7 +192,7 @@ impl<D> Slot<D> {
         *was_open = false;
         *detours = 0;
         *refused = false;
-        *not_valid = false;
+        *not_valid = None;
         *dtf = false;
         *purge = Purge::No;
         if purges {
@@ -199,8 +204,31 @@ impl<D> Slot<D> {
         }
     }
 
+    /// The device is made to forget what it keeps, and goes on.
+    pub(super) fn purge_in_use(&mut self) {
+        self.purge = Purge::Quiescing;
+        self.owed = true;
+        self.step = Step::Unfenced;
+        self.hold = true;
+    }
+
+    /// Where nothing translates again what the device keeps, it has ATS only after the host has reset it.
+    pub(super) fn distrust_what_it_keeps(&mut self) {
+        if self.had_ats && !self.quiesces {
+            self.timeouts = MAX_TIMEOUTS;
+        }
+    }
+
     /// Goes on with emptying the device's own cache after a fence.
     pub(super) fn purge_on(&mut self) {
+        if self.phase == Phase::Live {
+            match self.purge {
+                Purge::Quiescing => self.purge = Purge::Forgetting(0),
+                Purge::Fencing => self.forgot_in_use(),
+                Purge::No | Purge::Forgetting(_) => {}
+            }
+            return;
+        }
         match self.purge {
             Purge::Quiescing if self.live == Some(Context::Quiesced) => self.purge = Purge::Forgetting(0),
             // The host is on its way there.
@@ -209,6 +237,18 @@ impl<D> Slot<D> {
                 self.had_ats = false;
                 self.end_purge();
             }
+        }
+    }
+
+    /// The device was told to forget, and did, unless it does not answer.
+    fn forgot_in_use(&mut self) {
+        self.purge = Purge::No;
+        if self.timeouts != 0 {
+            self.distrust_what_it_keeps();
+        }
+        if self.is_quarantined() {
+            self.want(self.wanted.without_ats());
+            self.unasked = true;
         }
     }
 

@@ -5,7 +5,7 @@ pub mod record;
 pub use record::{PageRequest, PageRequestHead, PageRequestPayload, PageRequestRecord};
 
 use crate::backend::{GuestMemory, PageResponse, ResponseCode};
-use crate::ddt::Reading;
+use crate::ddt::{Reading, Trail};
 use crate::error::MemoryFault;
 use crate::fault::{Cause, Fault, TransactionType};
 use crate::id::DeviceId;
@@ -69,7 +69,9 @@ fn permit(
     memory: &impl GuestMemory,
     loads: &mut u32,
 ) -> Result<bool, Discarded> {
-    let reading = Reading::take_counted(registers, memory, device, loads);
+    let mut trail = Trail::default();
+    let reading = Reading::follow(registers, memory, device, &mut trail);
+    *loads = trail.loads;
     let prpr = matches!(reading, Reading::Context(context) if context.tc.prpr());
     let Some(fault) = reading.refuses(TransactionType::MessageRequest, None) else {
         return Ok(prpr);

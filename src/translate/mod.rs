@@ -14,7 +14,7 @@ pub use request::{Pbmt, Permissions, QosIds, Request, Target, Translation};
 
 use crate::addr::{Gpa, NestedGpa, PAGE_SHIFT};
 use crate::backend::GuestMemory;
-use crate::ddt::{Checked, FirstStageContext, Iosatp, MsiContext, Reading};
+use crate::ddt::{Checked, FirstStageContext, Iosatp, MsiContext, Reading, Trail};
 use crate::error::{MemoryFault, Violation};
 use crate::fault::{Access, Cause, Fault, TransactionType};
 use crate::faultq::Origin;
@@ -147,7 +147,9 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
         if let Some(dc) = self.caches.contexts.device(device) {
             return Reading::Context(dc);
         }
-        let reading = Reading::take_counted(self.registers, self.memory, device, &mut self.tally.ddt);
+        let mut trail = Trail::default();
+        let reading = Reading::follow(self.registers, self.memory, device, &mut trail);
+        self.tally.ddt = self.tally.ddt.saturating_add(trail.loads);
         if let Reading::Context(dc) = reading {
             self.caches.contexts.insert_device(device, dc);
         }

@@ -1,0 +1,84 @@
+//! What happens to the host: it takes memory from the guest, its IOMMU loses state, it sees the guest store to memory
+//! that was watched.
+
+use crate::addr::Gpa;
+use crate::backend::{Ats, GuestMemory};
+
+use super::slot::{Phase, Reread};
+use super::{Nest, Residue};
+
+impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize, const GROUPS: usize>
+    Nest<D, DEVICES, BATCH, ITAGS, GROUPS>
+{
+    /// The host took memory from the guest. Hardware is to forget all it has translated: roots and directory entries
+    /// may be cached with the address they had (rules VC-32, GVM-07), and then devices what they keep (VC-75, SWG-18).
+    pub(crate) fn memory_taken(&mut self) {
+        if !self.slots.is_empty() {
+            self.batch.widen();
+        }
+        for slot in &mut self.slots {
+            let has_ats = slot.live.is_some_and(|live| live.ats() != Ats::Off);
+            match slot.phase {
+                Phase::Live if has_ats => slot.purge_in_use(),
+                // Whatever it keeps is translated again, or it is made to forget before it has ATS again.
+                _ => slot.distrust_what_it_keeps(),
+            }
+        }
+    }
+
+    /// Whether nothing can be known of what hardware has cached.
+    pub(crate) const fn is_locked(&self) -> bool {
+        self.locked
+    }
+
+    /// The physical IOMMU has lost contexts and caches, and what it was doing: every device is driven anew.
+    pub(crate) fn host_lost_state(&mut self) {
+        if self.slots.is_empty() {
+            // What was under way has no device that it could matter to.
+            self.completed = self.issued;
+            self.residue = Residue::None;
+            return;
+        }
+        self.residue = Residue::Some;
+        self.batch.widen();
+        for slot in &mut self.slots {
+            slot.live = None;
+            slot.restart();
+        }
+    }
+
+    /// The guest stored to this page; whether that may have made an entry valid.
+    pub(crate) fn guest_wrote(&mut self, page: Gpa) -> bool {
+        let mut any = false;
+        for slot in self.slots.iter_mut().filter(|slot| slot.watched == Some(page)) {
+            slot.reread(Reread::Unasked);
+            any = true;
+        }
+        any
+    }
+
+    /// Has the host watch the pages where an entry with V = 0 keeps a device from its context, each once.
+    pub(super) fn watch(&mut self, memory: &mut impl GuestMemory) {
+        for index in 0..self.slots.len() {
+            let Some((old, new)) = self.slots.get(index).map(|slot| (slot.watched, slot.not_valid)) else {
+                continue;
+            };
+            if old == new {
+                continue;
+            }
+            if let Some(slot) = self.slots.get_mut(index) {
+                slot.watched = None;
+            }
+            let is_watched = |page| self.slots.iter().any(|slot| slot.watched == Some(page));
+            if let Some(page) = old.filter(|page| !is_watched(*page)) {
+                memory.watch(page, false);
+            }
+            if let Some(page) = new.filter(|page| !is_watched(*page)) {
+                memory.watch(page, true);
+            }
+            if let Some(slot) = self.slots.get_mut(index) {
+                slot.watched = new;
+            }
+        }
+    }
+}
