@@ -13,12 +13,12 @@ mod nesting_rig;
 
 use dma_rig::{DmaRig, READ, everything};
 use nesting_rig::{FENCE, IOVA, Rig, id, pscid};
-use riscv_viommu::mock::Hardware;
-use riscv_viommu::mock::guest::{Iofence, Iotinval, PageRequestRing, inval_ddt, register};
+use riscv_viommu::mock::guest::{AtsCommand, Iofence, Iotinval, PageRequestRing, inval_ddt, register};
 use riscv_viommu::mock::tables::{ProcessDirectory, bare, tc};
+use riscv_viommu::mock::{Hardware, Memory};
 use riscv_viommu::{
-    Cause, Config, Gpa, HostFault, Iova, LastError, MemoryFault, OrderError, PageRequest, Prgi, ProcessId, Progress,
-    Stats, TransactionType, Width,
+    Ats, Cause, Completion, Config, DevicePolicy, Gpa, Gscid, HostFault, Iova, LastError, MemoryFault, OrderError,
+    PageRequest, PhysicalIommu, Prgi, ProcessId, Progress, Stats, TransactionType, Width,
 };
 
 /// `IOTINVAL.VMA` with a reserved bit, which stops the queue (rule CMD-04).
@@ -246,6 +246,10 @@ fn every_call_that_ends_for_its_budget_is_counted() {
         progress = rig.iommu.run();
     }
     assert_eq!((rig.iommu.stats().budget_used_up, calls), (2, 2), "10 fences are 4, 4 and 2");
+    let _ = rig.attach(0);
+    rig.physical.set_pending(true);
+    assert_eq!((rig.ring([FENCE.encode()]), rig.iommu.run()), (Progress::Waiting, Progress::Waiting));
+    assert_eq!(rig.iommu.stats().budget_used_up, 2, "hardware is waited for");
 }
 
 #[test]
@@ -301,6 +305,44 @@ fn page_requests_are_counted_by_what_became_of_them() {
     assert_eq!(ask(&mut rig), Ok(None));
     let stats = rig.iommu.stats();
     assert_eq!((stats.page_requests_queued, stats.page_requests_discarded, stats.page_requests_for_host), (2, 1, 0));
+}
+
+#[test]
+fn what_passes_between_the_guest_and_a_device_with_ats_is_counted() {
+    let mut host = Hardware::default().vm(Gscid::truncate(9), &Memory::new()).capabilities();
+    host.capabilities = host.capabilities.with_ats(true).with_t2gpa(true);
+    let mut rig: Rig = Rig::on(host, &Config::nested().with_ats(true));
+    let [bits, iohgatp, ta, fsc] = rig.a.context(pscid(1));
+    rig.directory.set(id(0), &[bits | tc::EN_ATS | tc::EN_PRI, iohgatp, ta, fsc]);
+    let _ = rig.enter();
+    let policy = DevicePolicy::default().with_ats(Ats::PageRequests);
+    let (device, _) = rig.attach_with(0, policy).expect("it is granted");
+    let mut ring = PageRequestRing::new(&rig.memory, 4, Gpa::new(0x9200_0000));
+    let _ = rig.iommu.write(register::PQB, Width::U64, ring.pqb());
+    let _ = rig.iommu.write(register::PQCSR, Width::U32, register::ENABLE);
+
+    for (iova, group) in [(IOVA, 1), (IOVA, 2), (Iova::new(0x1000), 3)] {
+        let request = PageRequest::read(iova, Prgi::truncate(group));
+        let _ = rig.physical.hardware().page_request(rig.device(0), &request);
+        let _ = rig.iommu.report_page_request(device, &request);
+    }
+    let stats = rig.iommu.stats();
+    assert_eq!((stats.page_requests_queued, stats.page_requests_for_host), (1, 2), "VT-10: only one is for the guest");
+
+    let function = AtsCommand::to(8);
+    let _ = rig.ring([function.prgr(3, 0)]);
+    let _ = rig.ring([function.prgr(3, 0)]);
+    let orders = rig.iommu.stats().orders;
+    assert_eq!((orders.page_response.done, rig.iommu.stats().commands.ats_prgr), (1, 2), "PRG-04: once");
+    for timeouts in 1..=3 {
+        assert_eq!(rig.said(), "nothing");
+        rig.physical.answer_next_fence(Ok(Completion::AtsTimeout));
+        let _ = rig.ring([function.inval(0x1000), FENCE.encode()]);
+        let orders = rig.iommu.stats().orders;
+        assert_eq!((orders.ats_invalidate.done, orders.ats_timeouts), (timeouts, timeouts));
+        let _ = rig.iommu.write(register::CQCSR, Width::U32, register::CMD_TO | register::ENABLE);
+    }
+    assert_eq!(rig.said(), "device_id 0x8 does not answer invalidations: it is without ATS", "VC-74, T41");
 }
 
 #[test]
