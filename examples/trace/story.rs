@@ -8,15 +8,17 @@ use riscv_viommu::mock::guest::{CommandRing, FaultRing, Iofence, Iotinval, inval
 use riscv_viommu::mock::tables::{Directory, FirstStageTable, tc};
 use riscv_viommu::mock::{Hardware, Memory, PhysicalDevice, Wires};
 use riscv_viommu::{
-    Backend, Cause, Config, DeviceId, DevicePolicy, FirstStageMode, Gpa, Gscid, HostFault, InterruptKinds, Iova, Parts,
-    Pscid, TransactionType, VIommu, Width,
+    Backend, Capabilities, Cause, Config, DeviceId, DevicePolicy, FirstStageMode, Gpa, Gscid, HostCapabilities,
+    HostFault, InterruptKinds, Iova, Parts, Pscid, SecondStageMode, TransactionType, VIommu, Width,
 };
 
 /// Tells `say` what the guest does and, set off, each call to the host.
 pub(crate) fn tell(say: impl Fn(Arguments<'_>)) -> Result<(), Box<dyn Error>> {
     let ram = Memory::new();
     ram.interrupt_page(Gpa::new(0x2800_0000));
-    let physical = Hardware::default().vm(Gscid::new(1)?, &ram);
+    let register = Capabilities::new().with_sv39(true).with_sv39x4(true).with_pas(56);
+    let hardware = HostCapabilities::new(register, SecondStageMode::Sv39x4).with_svnapot(true).with_coherent(true);
+    let physical = Hardware::new(hardware).vm(Gscid::new(1)?, &ram);
     let host = Parts { memory: ram.clone(), interrupts: Wires::new(InterruptKinds::Msi), physical };
 
     // This is all there is to it: the host, wrapped.
