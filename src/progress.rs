@@ -37,4 +37,8 @@ impl Budget {
             None => false,
         }
     }
+    /// The unit taken last was not used.
+    pub(crate) const fn give_back(&mut self) {
+        self.0 = self.0.saturating_add(1);
+    }
 }

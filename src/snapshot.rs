@@ -11,7 +11,9 @@
 //! | 5 | the last pages of guest memory; then [`shutdown`](crate::VIommu::shutdown), or [`run`](crate::VIommu::run) if the guest stays after all | |
 //!
 //! In the image are the registers, and what no register shows: a fence that waits, messages that wait for their mask,
-//! invalidation requests emulated devices have not completed and messages to them that were not taken. Not in it, and
+//! invalidation requests emulated devices have not completed and messages to them that were not taken, page requests
+//! of passthrough devices that the guest has not answered, and which of them have [no ATS any
+//! more](crate::VIommu::device_reset). Not in it, and
 //! the host's own to save: guest memory, models of devices with what they keep of ATS (translations, messages they
 //! took), the [`Config`](crate::Config), which devices are attached and their policies, the interrupt controller, and
 //! cycles not yet [told](crate::VIommu::add_cycles). [`Stats`](crate::Stats) begin anew; [`Attachment`s](crate::Attachment),
@@ -42,16 +44,23 @@
 //! | 21 | 1 | bit 0: a fence waits; 1: the last fault record stands for others; 2: an emulated device did not answer, and no fence has said so; 3: a passthrough device; 4: invalidations are not left out; 5: health was not good |
 //! | 22 | 2 | bit n: a message of vector n waits for its mask |
 //! | 24 | 1 | the next `ITag` |
-//! | 25 | 1 | i: invalidation requests that are not complete |
-//! | 26 | 1 | m: messages that were not taken |
-//! | 27 | 5 | 0 |
+//! | 25 | 1 | i: invalidation requests that emulated devices have not completed |
+//! | 26 | 1 | m: messages to them that were not taken |
+//! | 27 | 1 | 0 |
+//! | 28 | 2 | d: passthrough devices of which there is something to tell |
+//! | 30 | 2 | g: page-request groups of passthrough devices that the guest has not answered |
 //! | 32 | 16 | the command of the fence that waits, else 0 |
 //! | 48 | 32 | the fault record that stands for others, else 0 |
 //! | 80 | 1024 | the register page as the guest reads it |
-//! | 1104 | 8 i | requests: `device_id` (4), `ITag` (1), 1 if the message was taken (1), completions seen (1), 0 (1) |
+//! | 1104 | 2 | which passthrough device is looked at next for a context that became valid, in the order of attaching |
+//! | 1106 | 6 | 0 |
+//! | 1112 | 8 i | requests: `device_id` (4), `ITag` (1), 1 if the message was taken (1), completions seen (1), 0 (1) |
 //! | | 24 m | messages, oldest first: `device_id` (4), PASID (4), its payload as in the command (8), `ITag` (1), 1 for a page response (1), 1 if there is a PASID (1), 0 (5) |
+//! | | 8 d | devices: `device_id` (4), ATS invalidations in a row that it did not answer (1), those that no fence has followed (1), 1 if it may keep translations (1), 0 (1) |
+//! | | 16 g | groups: `device_id` (4), PASID (4), index (2), 1 if the last request has come (1), 1 if there is a PASID (1), 0 (4) |
 
 mod ats;
+mod nest;
 
 use bitfield_struct::bitfield;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -59,7 +68,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::ats::Itags;
 use crate::attachment::Attachment;
+use crate::backend::{Ats, HostCapabilities};
 use crate::cmdq::command::{Command, IofenceC, Legality, RawCommand};
+use crate::config::mismatch;
 use crate::error::{RestoreError, SnapshotError};
 use crate::faultq::record::FaultRecord;
 use crate::id::DeviceId;
@@ -68,6 +79,7 @@ use crate::regs::file::{PAGE, Registers, Setup};
 use crate::regs::{Capabilities, Gxl};
 
 use ats::{RawMessage, RawRequest};
+use nest::{RawDevice, RawGroup};
 
 const MAGIC: [u8; 8] = *b"VIOMMU\0\0";
 const FORMAT: u32 = 1;
@@ -89,13 +101,17 @@ struct Head {
     next_itag: u8,
     requests: u8,
     messages: u8,
-    reserved: [u8; 5],
+    reserved: u8,
+    devices: U16,
+    groups: U16,
     fence: [U64; 2],
     fault: [U64; 4],
     page: [u8; PAGE],
+    probed: U16,
+    reserved_too: [u8; 6],
 }
 
-const _: () = assert!(size_of::<Head>() == 1104);
+const _: () = assert!(size_of::<Head>() == 1112);
 
 #[bitfield(u8)]
 #[derive(PartialEq, Eq)]
@@ -112,7 +128,7 @@ struct Flags {
 
 /// What is in an image.
 #[derive(Debug)]
-pub(crate) struct State<const ITAGS: usize> {
+pub(crate) struct State<const DEVICES: usize, const ITAGS: usize, const GROUPS: usize> {
     pub(crate) registers: Registers,
     /// Vectors with a message that waits for its mask.
     pub(crate) masked: u16,
@@ -121,21 +137,23 @@ pub(crate) struct State<const ITAGS: usize> {
     /// The fault record that stands for others.
     pub(crate) fault: Option<FaultRecord>,
     pub(crate) ats: Itags<ITAGS>,
-    pub(crate) nest: Saved,
+    pub(crate) nest: Saved<DEVICES, GROUPS>,
 }
 
 /// What the vIOMMU is that takes an image.
-pub(crate) struct Taker<F> {
+pub(crate) struct Taker<F, G> {
     pub(crate) setup: Setup,
-    /// Hardware walks the guest's tables.
-    pub(crate) nested: bool,
+    /// The hardware that walks the guest's tables.
+    pub(crate) host: Option<HostCapabilities>,
     /// The emulated device of this id that takes part in ATS.
-    pub(crate) attached: F,
+    pub(crate) emulated: F,
+    /// What the passthrough device of this id was granted.
+    pub(crate) granted: G,
 }
 
-impl<const ITAGS: usize> State<ITAGS> {
+impl<const DEVICES: usize, const ITAGS: usize, const GROUPS: usize> State<DEVICES, ITAGS, GROUPS> {
     /// The most bytes an image has.
-    pub(crate) const MAX_BYTES: usize = length(ITAGS, ITAGS);
+    pub(crate) const MAX_BYTES: usize = length([ITAGS, ITAGS, DEVICES, GROUPS]);
 
     /// Writes the image; its length.
     ///
@@ -144,7 +162,7 @@ impl<const ITAGS: usize> State<ITAGS> {
     pub(crate) fn encode(&self, out: &mut [u8]) -> Result<usize, SnapshotError> {
         let Self { registers, masked, fence, fault, ats, nest } = self;
         let Itags { outstanding, outbox, next, timed_out } = ats;
-        let needed = length(outstanding.len(), outbox.len());
+        let needed = length([outstanding.len(), outbox.len(), nest.devices.len(), nest.groups.len()]);
         let place = out.get_mut(..needed).ok_or(SnapshotError::TooSmall { needed })?;
         let Setup { capabilities: _, vectors, reset_mode, gxl, counters, qos_bits } = *registers.setup();
         let flags = Flags::new()
@@ -171,12 +189,16 @@ impl<const ITAGS: usize> State<ITAGS> {
             flags: flags.into_bits(),
             masked: (*masked).into(),
             next_itag: ats::number(*next),
-            requests: count(outstanding.len()),
-            messages: count(outbox.len()),
-            reserved: [0; 5],
+            requests: small_count(outstanding.len()),
+            messages: small_count(outbox.len()),
+            reserved: 0,
+            devices: count(nest.devices.len()).into(),
+            groups: count(nest.groups.len()).into(),
             fence: fence.map(U64::new),
             fault: fault.map(U64::new),
             page: registers.page(),
+            probed: count(nest.probed).into(),
+            reserved_too: [0; 6],
         };
         let mut rest = put(place, &head);
         for request in outstanding {
@@ -185,13 +207,19 @@ impl<const ITAGS: usize> State<ITAGS> {
         for (to, message) in outbox {
             rest = put(rest, &RawMessage::of(*to, message));
         }
+        for device in &nest.devices {
+            rest = put(rest, &RawDevice::of(*device));
+        }
+        for group in &nest.groups {
+            rest = put(rest, &RawGroup::of(group));
+        }
         Ok(needed)
     }
 
     /// Reads an image that anybody may have written.
-    pub(crate) fn decode<F: Fn(DeviceId) -> Option<Attachment>>(
+    pub(crate) fn decode(
         image: &[u8],
-        taker: &Taker<F>,
+        taker: &Taker<impl Fn(DeviceId) -> Option<Attachment>, impl Fn(DeviceId) -> Option<Ats>>,
     ) -> Result<Self, RestoreError> {
         if !image.starts_with(&MAGIC) {
             return Err(RestoreError::NotAnImage);
@@ -201,12 +229,13 @@ impl<const ITAGS: usize> State<ITAGS> {
         if head.format.get() != FORMAT {
             return Err(RestoreError::Version(head.format.get()));
         }
-        let stated = length(head.requests.into(), head.messages.into());
+        let lists = [head.requests.into(), head.messages.into(), head.devices.get().into(), head.groups.get().into()];
+        let stated = length(lists);
         if stated != image.len() || u32::try_from(stated) != Ok(head.length.get()) {
             return Err(wrong_length(stated, image));
         }
         let flags = Flags::from_bits(head.flags);
-        if head.reserved != [0; 5] || flags.rsvd0() != 0 {
+        if head.reserved != 0 || head.reserved_too != [0; 6] || flags.rsvd0() != 0 {
             return Err(RestoreError::State("reserved bits are not 0"));
         }
         let setup = head.promise(taker)?;
@@ -217,20 +246,16 @@ impl<const ITAGS: usize> State<ITAGS> {
         if !(flags.fault() && registers.fqcsr().fqon()) && (flags.fault() || fault != [0; 4]) {
             return Err(RestoreError::State("a fault record stands for others in a queue that is off"));
         }
-        Ok(Self {
-            masked: head.masked.get(),
-            fence,
-            fault: flags.fault().then(|| zerocopy::transmute!(fault)),
-            ats: head.ats(flags.ats_timed_out(), rest, &registers, &taker.attached)?,
-            nest: Saved { residue: flags.residue(), timed_out: flags.nest_timed_out(), degraded: flags.degraded() },
-            registers,
-        })
+        let ats = head.ats(flags.ats_timed_out(), &mut rest, &registers, &taker.emulated)?;
+        let nest = head.nest(flags, &mut rest, ITAGS, &taker.granted)?;
+        let fault = flags.fault().then(|| zerocopy::transmute!(fault));
+        Ok(Self { masked: head.masked.get(), fence, fault, ats, nest, registers })
     }
 }
 
 impl Head {
     /// What the guest was promised, if it can be kept.
-    fn promise<F>(&self, taker: &Taker<F>) -> Result<Setup, RestoreError> {
+    fn promise<F, G>(&self, taker: &Taker<F, G>) -> Result<Setup, RestoreError> {
         let own = taker.setup;
         let equal = [
             (self.vectors == own.vectors, "the number of interrupt vectors"),
@@ -250,13 +275,16 @@ impl Head {
         if !(32..=own.capabilities.pas()).contains(&promised.pas()) {
             return Err(RestoreError::Promise("capabilities.PAS"));
         }
-        // More than is offered here (threat T18), and what hardware would do although the guest was told it does not.
-        let (promised_bits, own_bits) = (promised.with_pas(0).into_bits(), own.capabilities.with_pas(0).into_bits());
-        let not_hidden = Capabilities::from_bits(0).with_svpbmt(taker.nested).with_svrsw60t59b(taker.nested);
-        match promised_bits & !own_bits | own_bits & !promised_bits & not_hidden.into_bits() {
-            0 => Ok(Setup { capabilities: promised, ..own }),
-            bits => Err(RestoreError::Capabilities(bits)),
+        // More than is offered here (threat T18).
+        let more = promised.with_pas(0).into_bits() & !own.capabilities.into_bits();
+        if more != 0 {
+            return Err(RestoreError::Capabilities(more));
         }
+        // What hardware would do although the guest was told it does not.
+        if let Some(mismatch) = taker.host.and_then(|host| mismatch(promised, &host)) {
+            return Err(RestoreError::Promise(mismatch.name()));
+        }
+        Ok(Setup { capabilities: promised, ..own })
     }
 }
 
@@ -279,11 +307,13 @@ fn parked(waits: bool, words: [u64; 2], registers: &Registers) -> Result<Option<
     }
 }
 
-const fn length(requests: usize, messages: usize) -> usize {
-    let lists = requests
-        .saturating_mul(size_of::<RawRequest>())
-        .saturating_add(messages.saturating_mul(size_of::<RawMessage>()));
-    size_of::<Head>().saturating_add(lists)
+/// Bytes of an image with so many requests, messages, devices and groups.
+const fn length([requests, messages, devices, groups]: [usize; 4]) -> usize {
+    size_of::<Head>()
+        .saturating_add(requests.saturating_mul(size_of::<RawRequest>()))
+        .saturating_add(messages.saturating_mul(size_of::<RawMessage>()))
+        .saturating_add(devices.saturating_mul(size_of::<RawDevice>()))
+        .saturating_add(groups.saturating_mul(size_of::<RawGroup>()))
 }
 
 const fn wrong_length(stated: usize, image: &[u8]) -> RestoreError {
@@ -298,9 +328,23 @@ const fn gxl_code(gxl: Gxl) -> u8 {
     }
 }
 
-/// Entries of a list: at most 32.
-fn count(length: usize) -> u8 {
+/// Entries of a list of ATS: at most 32.
+fn small_count(length: usize) -> u8 {
     u8::try_from(length).unwrap_or(u8::MAX)
+}
+
+/// Entries of a list of devices or groups.
+fn count(length: usize) -> u16 {
+    u16::try_from(length).unwrap_or(u16::MAX)
+}
+
+/// A byte that is 0 or 1.
+fn flag(byte: u8) -> Option<bool> {
+    match byte {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
 }
 
 /// Writes a value, for which there is room; what is left.

@@ -155,7 +155,13 @@ impl CommandQueue {
                 }
                 match self.carry_out(command, env) {
                     Flow::Next => {}
-                    Flow::Wait(progress) => return progress,
+                    Flow::Wait(progress) => {
+                        if self.fence.is_none() {
+                            // Taken again when it is fetched again. What it waits for may need it meanwhile.
+                            env.budget.give_back();
+                        }
+                        return progress;
+                    }
                     Flow::Stop => return Progress::Idle,
                 }
             }

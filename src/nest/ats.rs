@@ -46,12 +46,23 @@ impl Grant {
 
 /// A request that no complete fence covers.
 #[derive(Clone, Copy, Debug)]
-struct Request {
+pub(super) struct Request {
     to: Attachment,
     /// The first fence after it.
     before: Option<Ticket>,
     /// The guest asked for it, and is told if it is not answered.
     guests: bool,
+}
+
+impl Request {
+    /// One that was sent at the guest's wish, and no fence followed yet.
+    pub(super) const fn of_guest(to: Attachment) -> Self {
+        Self { to, before: None, guests: true }
+    }
+
+    pub(super) fn is_unfenced_of(&self, to: Attachment) -> bool {
+        self.to == to && self.before.is_none() && self.guests
+    }
 }
 
 /// The requests that are under way, of all passthrough devices together.
@@ -61,6 +72,17 @@ pub(super) struct Requests<const ITAGS: usize>(Vec<Request, ITAGS>);
 impl<const ITAGS: usize> Requests<ITAGS> {
     pub(super) const fn new() -> Self {
         Self(Vec::new())
+    }
+
+    pub(super) fn iter(&self) -> core::slice::Iter<'_, Request> {
+        self.0.iter()
+    }
+
+    /// These count as under way, too, as far as there is room.
+    pub(super) fn resume(&mut self, requests: Vec<Request, ITAGS>) {
+        for request in requests {
+            let _ = self.0.push(request);
+        }
     }
 
     /// Whether a fence has to come before a request to this device: there is no room, or it would share its fence with

@@ -31,6 +31,7 @@ use crate::regs::Capabilities;
 use ats::Requests;
 use batch::Batch;
 use pages::Groups;
+use restore::Restoring;
 use slot::{Phase, Reread, Slot};
 
 pub(crate) use ats::Grant;
@@ -38,7 +39,7 @@ pub use counts::{Answers, OrderCounts};
 pub(crate) use fault::Verdict;
 pub(crate) use order::Barrier;
 pub(crate) use pages::Requester;
-pub(crate) use restore::Saved;
+pub(crate) use restore::{Saved, SavedDevice, SavedGroup};
 
 /// Whether the physical side still does what it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,8 +85,8 @@ pub(crate) struct Nest<D, const DEVICES: usize, const BATCH: usize, const ITAGS:
     locked: bool,
     /// A restore failed: the same.
     shut: bool,
-    /// Every device is being driven anew after a restore; `Some(true)`: the image's hardware was not clean.
-    restoring: Option<bool>,
+    /// Every device is being driven anew after a restore, and what comes then.
+    restoring: Option<Restoring<ITAGS>>,
     /// What was refused last, of the guest or by the host.
     pub(crate) noted: Noted,
     /// Since the beginning, also across resets.

@@ -15,12 +15,12 @@ use super::{Nest, Stalled};
 
 /// A group of page requests that are in the guest's queue, or were, and are not answered.
 #[derive(Clone, Copy, Debug)]
-struct Group {
-    of: Attachment,
-    index: Prgi,
-    process: Option<ProcessId>,
+pub(super) struct Group {
+    pub(super) of: Attachment,
+    pub(super) index: Prgi,
+    pub(super) process: Option<ProcessId>,
     /// Its last request has come: it can be answered.
-    whole: bool,
+    pub(super) whole: bool,
 }
 
 impl Group {
@@ -35,6 +35,15 @@ pub(super) struct Groups<const GROUPS: usize>(Vec<Group, GROUPS>);
 impl<const GROUPS: usize> Groups<GROUPS> {
     pub(super) const fn new() -> Self {
         Self(Vec::new())
+    }
+
+    pub(super) fn iter(&self) -> core::slice::Iter<'_, Group> {
+        self.0.iter()
+    }
+
+    /// Takes a group in, if there is room.
+    pub(super) fn open(&mut self, group: Group) {
+        let _ = self.0.push(group);
     }
 
     pub(super) fn clear(&mut self) {
@@ -84,13 +93,12 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             return;
         }
         let whole = request.payload.wants_response();
-        match self.groups.0.iter_mut().find(|group| group.has(of, request)) {
-            Some(group) => group.whole |= whole,
-            None => {
-                let PageRequest { process, payload, .. } = *request;
-                // Room was looked for before.
-                let _ = self.groups.0.push(Group { of, index: payload.prgi(), process, whole });
-            }
+        if let Some(group) = self.groups.0.iter_mut().find(|group| group.has(of, request)) {
+            group.whole |= whole;
+        } else {
+            let PageRequest { process, payload, .. } = *request;
+            // Room was looked for before.
+            self.groups.open(Group { of, index: payload.prgi(), process, whole });
         }
     }
 

@@ -1,19 +1,69 @@
 //! A guest that goes on elsewhere: what its devices' hardware is driven anew from.
 
-use crate::backend::Backend;
+use heapless::Vec;
+
+use crate::attachment::Attachment;
+use crate::backend::{Ats, Backend};
+use crate::id::{DeviceId, Prgi, ProcessId};
 use crate::progress::{Budget, Progress};
 use crate::regs::file::Registers;
 
+use super::ats::Request;
+use super::pages::Group;
+use super::slot::{MAX_TIMEOUTS, Phase};
 use super::{Health, Nest, Residue};
 
 /// What later orders and answers depend on beside the guest's memory and registers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Saved {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Saved<const DEVICES: usize, const GROUPS: usize> {
     /// Invalidations of first-stage translations are not left out.
     pub(crate) residue: bool,
     /// An ATS invalidation timed out and no guest fence has said so yet.
     pub(crate) timed_out: bool,
     pub(crate) degraded: bool,
+    /// Where the search for a context that became valid goes on, in the order of attaching.
+    pub(crate) probed: usize,
+    /// Devices of which there is something to tell.
+    pub(crate) devices: Vec<SavedDevice, DEVICES>,
+    pub(crate) groups: Vec<SavedGroup, GROUPS>,
+}
+
+/// What is known of a device's own cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SavedDevice {
+    pub(crate) id: DeviceId,
+    /// ATS invalidations in a row that it left unanswered.
+    pub(crate) timeouts: u8,
+    /// Those that no fence has followed yet.
+    pub(crate) requests: u8,
+    /// It may keep translations.
+    pub(crate) had_ats: bool,
+}
+
+impl SavedDevice {
+    pub(crate) const MAX_TIMEOUTS: u8 = MAX_TIMEOUTS;
+
+    /// Whether there is something to tell.
+    pub(crate) const fn is_told(self) -> bool {
+        self.timeouts != 0 || self.requests != 0 || self.had_ats
+    }
+}
+
+/// A group of page requests that the guest has not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SavedGroup {
+    pub(crate) device: DeviceId,
+    pub(crate) index: Prgi,
+    pub(crate) process: Option<ProcessId>,
+    /// Its last request has come.
+    pub(crate) whole: bool,
+}
+
+/// What is put in once every device is driven anew: until then, fences are not the guest's.
+#[derive(Debug)]
+pub(super) struct Restoring<const ITAGS: usize> {
+    residue: bool,
+    requests: Vec<Request, ITAGS>,
 }
 
 impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize, const GROUPS: usize>
@@ -21,15 +71,40 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
 {
     /// Reads what the guest named and lets all that is held go out, as far as the physical side goes along: no order
     /// of what the guest has said so far is left for later.
-    pub(crate) fn save<B: Backend<Device = D>>(&mut self, registers: &Registers, backend: &mut B) -> Saved {
+    pub(crate) fn save<B: Backend<Device = D>>(
+        &mut self,
+        registers: &Registers,
+        backend: &mut B,
+    ) -> Saved<DEVICES, GROUPS> {
         // Each device is read at most twice: when it has come in, and because it was named.
         let units = u32::try_from(self.slots.len()).unwrap_or(u32::MAX).saturating_mul(2);
         let _ = self.settle(registers, backend, &mut Budget::new(units));
         self.release_batch(backend);
+        let requests = |of: Attachment| {
+            let later = self.restoring.iter().flat_map(|restoring| &restoring.requests);
+            let unfenced = self.requests.iter().chain(later).filter(|request| request.is_unfenced_of(of));
+            u8::try_from(unfenced.count()).unwrap_or(u8::MAX)
+        };
+        let devices = self.slots.iter().filter(|slot| slot.phase != Phase::Leaving).map(|slot| SavedDevice {
+            id: slot.id(),
+            timeouts: slot.timeouts,
+            requests: requests(slot.attachment),
+            had_ats: slot.had_ats,
+        });
+        let groups = self.groups.iter().map(|group| SavedGroup {
+            device: group.of.device(),
+            index: group.index,
+            process: group.process,
+            whole: group.whole,
+        });
+        let residue = self.restoring.as_ref().is_some_and(|restoring| restoring.residue);
         Saved {
-            residue: self.residue == Residue::Some || self.restoring == Some(true),
+            residue: residue || self.residue == Residue::Some,
             timed_out: self.timed_out,
             degraded: self.health != Health::Good,
+            probed: self.probed,
+            devices: devices.filter(|device| device.is_told()).collect(),
+            groups: groups.collect(),
         }
     }
 
@@ -38,14 +113,34 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         self.restoring.is_some() || (self.issued == self.completed && !self.slots.iter().any(|slot| slot.hold))
     }
 
+    /// What a passthrough device was granted; `None` if there is none of this id.
+    pub(crate) fn granted(&self, id: DeviceId) -> Option<Ats> {
+        let slot = self.slots.iter().find(|slot| slot.id() == id && slot.phase != Phase::Leaving);
+        slot.map(|slot| slot.grant.ats)
+    }
+
     /// After a reset: every device is driven anew, and nothing of the guest goes on before.
-    pub(crate) fn restore(&mut self, saved: Saved) {
-        let Saved { residue, timed_out, degraded } = saved;
-        self.restoring = Some(residue);
+    pub(crate) fn restore(&mut self, saved: Saved<DEVICES, GROUPS>) {
+        let Saved { residue, timed_out, degraded, probed, devices, groups } = saved;
         self.timed_out = timed_out;
+        self.probed = probed;
         if degraded {
             self.health = Health::Degraded;
         }
+        let mut requests = Vec::new();
+        for slot in &mut self.slots {
+            let (to, id) = (slot.attachment, slot.id());
+            for device in devices.iter().filter(|device| device.id == id) {
+                slot.timeouts = slot.timeouts.max(device.timeouts);
+                slot.had_ats |= device.had_ats;
+                requests.extend((0..device.requests).map(|_| Request::of_guest(to)).take(ITAGS));
+            }
+            for group in groups.iter().filter(|group| group.device == id) {
+                let SavedGroup { device: _, index, process, whole } = *group;
+                self.groups.open(Group { of: to, index, process, whole });
+            }
+        }
+        self.restoring = Some(Restoring { residue, requests });
         if !self.slots.is_empty() {
             self.batch.widen();
         }
@@ -63,11 +158,17 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         budget: &mut Budget,
     ) -> Progress {
         let progress = self.settle(registers, backend, budget);
-        if progress == Progress::Idle && self.restoring.take() == Some(true) && !self.slots.is_empty() {
-            // Hardware is clean, perhaps; the guest's next orders are what they would have been.
-            self.residue = Residue::Some;
+        if progress != Progress::Idle {
+            return progress;
         }
-        progress
+        if let Some(Restoring { residue, requests }) = self.restoring.take() {
+            // Hardware is clean, perhaps; the guest's next orders are what they would have been.
+            if residue && !self.slots.is_empty() {
+                self.residue = Residue::Some;
+            }
+            self.requests.resume(requests);
+        }
+        Progress::Idle
     }
 
     /// After a reset: every device stays blocked until the next one.

@@ -11,7 +11,7 @@ use crate::error::RestoreError;
 use crate::id::{DeviceId, Itag, ProcessId};
 use crate::regs::file::Registers;
 
-use super::{Head, take, wrong_length};
+use super::{Head, flag, take};
 
 /// An invalidation request that is not complete.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -87,7 +87,7 @@ impl Head {
     pub(super) fn ats<const ITAGS: usize>(
         &self,
         timed_out: bool,
-        mut lists: &[u8],
+        lists: &mut &[u8],
         registers: &Registers,
         attached: impl Fn(DeviceId) -> Option<Attachment>,
     ) -> Result<Itags<ITAGS>, RestoreError> {
@@ -101,7 +101,7 @@ impl Head {
         ats.next = Itag::new(self.next_itag.into()).map_err(|_| wrong)?;
         ats.timed_out = timed_out;
         for _ in 0..self.requests {
-            let raw: RawRequest = take(&mut lists).ok_or(wrong_length(0, lists))?;
+            let raw: RawRequest = take(lists).ok_or(wrong)?;
             let (Ok(itag), Some(sent), 0) = (Itag::new(raw.itag.into()), flag(raw.sent), raw.reserved) else {
                 return Err(wrong);
             };
@@ -109,7 +109,7 @@ impl Head {
             ats.outstanding.push(request).map_err(|_| full)?;
         }
         for _ in 0..self.messages {
-            let raw: RawMessage = take(&mut lists).ok_or(wrong_length(0, lists))?;
+            let raw: RawMessage = take(lists).ok_or(wrong)?;
             let (to, message) = (device(raw.device)?, raw.decode().ok_or(wrong)?);
             if RawMessage::of(to, &message).as_bytes() != raw.as_bytes() {
                 return Err(wrong);
@@ -124,12 +124,4 @@ impl Head {
 /// A number of 5 bits as a byte.
 pub(super) fn number(itag: Itag) -> u8 {
     u8::try_from(itag.get()).unwrap_or(0)
-}
-
-fn flag(byte: u8) -> Option<bool> {
-    match byte {
-        0 => Some(false),
-        1 => Some(true),
-        _ => None,
-    }
 }

@@ -14,7 +14,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     VIommu<B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>
 {
     /// The most bytes an image of such a vIOMMU has.
-    pub const SNAPSHOT_BYTES: usize = State::<ITAGS>::MAX_BYTES;
+    pub const SNAPSHOT_BYTES: usize = State::<DEVICES, ITAGS, GROUPS>::MAX_BYTES;
 
     /// Writes what the guest may come to see of its IOMMU to `out`, and gives the number of bytes: see
     /// [`snapshot`](crate::snapshot) for what is in them, and what else a host saves.
@@ -62,10 +62,11 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         };
         let taker = Taker {
             setup: Setup { capabilities: self.offered, ..*self.registers.setup() },
-            nested: config.is_nested(),
-            attached: |id| {
+            host: config.is_nested().then(|| self.backend.capabilities()),
+            emulated: |id| {
                 self.emulated.named(id).filter(|device| device.ats != Ats::Off).map(|device| device.attachment)
             },
+            granted: |id| self.nest.granted(id),
         };
         let state = State::decode(image, &taker);
         self.clear();
@@ -80,7 +81,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     }
 
     /// Takes in what was checked, after a reset.
-    fn become_(&mut self, state: State<ITAGS>) -> Result<(), RestoreError> {
+    fn become_(&mut self, state: State<DEVICES, ITAGS, GROUPS>) -> Result<(), RestoreError> {
         let State { registers, masked, fence, fault, ats, nest } = state;
         self.signals.restore(masked, &registers).map_err(RestoreError::State)?;
         self.faults = FaultQueue::restored(fault, self.fenced());

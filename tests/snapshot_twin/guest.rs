@@ -59,6 +59,8 @@ impl Random {
 pub(crate) struct Guest {
     pub(crate) random: Random,
     nested: bool,
+    /// It was offered ATS.
+    ats: bool,
     /// Binary logarithm of the entries of its queues.
     sizes: [u64; 3],
     inbox: Inbox,
@@ -67,10 +69,10 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    pub(crate) fn new(seed: u64, nested: bool) -> Self {
+    pub(crate) fn new(seed: u64, nested: bool, ats: bool) -> Self {
         let mut random = Random::new(seed);
         let sizes = [3 + random.below(3), 1 + random.below(3), 1 + random.below(2)];
-        Self { random, nested, sizes, inbox: Inbox::new(), unsaid: false }
+        Self { random, nested, ats, sizes, inbox: Inbox::new(), unsaid: false }
     }
 
     /// What is in memory at first.
@@ -87,7 +89,7 @@ impl Guest {
             put(PROCESSES + process * 16, 0b111 | process << 12);
             put(PROCESSES + process * 16 + 8, 8 << 60 | ROOT >> 12);
         }
-        let devices: Vec<u32> = PASSTHROUGH.into_iter().chain(EMULATED.map(|(id, _)| id)).collect();
+        let devices: Vec<u32> = PASSTHROUGH.iter().chain(&EMULATED).map(|(id, _)| *id).collect();
         for id in devices {
             let context = self.context();
             for (word, value) in (0..).zip(context) {
@@ -99,12 +101,13 @@ impl Guest {
 
     /// Everything is turned on.
     pub(crate) fn boot(&mut self) -> Action {
-        let wsi = self.random.below(2) << 1;
+        let wsi = u64::from(self.random.percent(30)) << 1;
         let enable = register::ENABLE | register::INTERRUPT_ENABLE;
         let mut writes = vec![(register::FCTL, Width::U32, wsi)];
         for vector in 0..4 {
             writes.push((register::MSI_CFG_TBL + vector * 16, Width::U64, MESSAGES + vector * 8));
             writes.push((register::MSI_CFG_TBL + vector * 16 + 8, Width::U32, vector + 1));
+            writes.push((register::MSI_CFG_TBL + vector * 16 + 12, Width::U32, u64::from(self.random.percent(30))));
         }
         writes.push((register::ICVEC, Width::U64, self.random.pick(&[0x3210, 0, 0x1032])));
         for (base, csr, at, size) in [
@@ -153,6 +156,19 @@ impl Guest {
     /// Whether the queue has not come to a command that tells of a change.
     pub(crate) fn owes(&self, look: &Iommu) -> bool {
         self.unsaid && (!look.runs() || look.read(register::CQH) != look.read(register::CQT))
+    }
+
+    /// What brings the queue on.
+    pub(crate) fn catch_up(&mut self, look: &Iommu) -> Action {
+        if !look.runs() {
+            let clear = register::MEMORY_FAULT | register::CMD_TO | register::CMD_ILL | register::ENABLE;
+            let at = COMMANDS + look.read(register::CQH) * 16;
+            return Action::Guest(vec![(at, 2), (at + 8, 0)], vec![(register::CQCSR, Width::U32, clear)]);
+        }
+        match self.inbox.pop_front() {
+            Some((device, itag)) => Action::Complete(device, 1 << itag, 1),
+            None => Action::Take,
+        }
     }
 
     /// What came of it matters to the models of devices.
@@ -231,7 +247,7 @@ impl Guest {
             17 => inval_ddt(None),
             18 => inval_pdt(device, process),
             19..29 => {
-                let to = AtsCommand::to(u16::try_from(self.random.pick(&EMULATED).0).unwrap());
+                let to = AtsCommand::to(u16::try_from(id).unwrap());
                 let to = if self.random.percent(40) { to.process(process) } else { to };
                 to.inval(page.get() | self.random.below(2) << 11 | self.random.below(2))
             }
@@ -245,7 +261,7 @@ impl Guest {
     }
 
     fn device(&mut self) -> u32 {
-        let all: Vec<u32> = PASSTHROUGH.into_iter().chain(EMULATED.map(|(id, _)| id)).collect();
+        let all: Vec<u32> = PASSTHROUGH.iter().chain(&EMULATED).map(|(id, _)| *id).collect();
         self.random.pick(&all)
     }
 
@@ -254,7 +270,8 @@ impl Guest {
         let first = |root: u64| 8 << 60 | root >> 12;
         let pscid = self.random.below(3) << 12;
         // EN_ATS, EN_PRI; T2GPA needs a second stage.
-        let ats = if self.nested { 0 } else { self.random.pick(&[0, 0b10, 0b110, 0b110, 0b110]) };
+        let ats = self.random.pick(&[0, 0b10, 0b110, 0b110, 0b110]);
+        let ats = if self.ats { ats } else { 0 };
         let dtf = u64::from(self.random.percent(10)) << 4;
         let sade = u64::from(self.random.percent(30)) << 8;
         match self.random.below(12) {
@@ -264,7 +281,7 @@ impl Guest {
             2 => [1 | ats | dtf, 0, 0, 0],
             3 => [1 | ats, 0, pscid, first(NOWHERE)],
             4..6 => [1 | ats | dtf, 0, pscid, first(OTHER_ROOT)],
-            6..8 if !self.nested => [1 | ats | 1 << 5 | self.random.below(2) << 9, 0, 0, 1 << 60 | PROCESSES >> 12],
+            6..8 => [1 | ats | 1 << 5 | self.random.below(2) << 9, 0, 0, 1 << 60 | PROCESSES >> 12],
             _ => [1 | ats | dtf | sade, 0, pscid, first(ROOT)],
         }
     }
@@ -352,7 +369,12 @@ impl Guest {
                 let payload = PageRequestPayload::from_bits(at & !0xfff | self.random.below(8));
                 let request = PageRequest::new(payload.with_prgi(Prgi::truncate(device.try_into().unwrap())));
                 let process = process.map(|(id, _)| ProcessId::truncate(id));
-                Action::PageRequest(device, process.map_or(request, |id| request.with_process(id, false)))
+                let request = process.map_or(request, |id| request.with_process(id, false));
+                if self.nested && self.random.percent(70) {
+                    Action::Report(device, request)
+                } else {
+                    Action::PageRequest(device, request)
+                }
             }
             _ => {
                 let access = self.random.pick(&[

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use riscv_viommu::{
-    Applied, Capabilities, Completion, Context, DeviceId, FenceScope, Gpa, GuestMemory, HostCapabilities,
-    InterruptKinds, Interrupts, Invalidation, MemoryFault, OrderError, PhysicalIommu, Post, SecondStageMode, Ticket,
-    Width,
+    Applied, AtsInvalidation, Capabilities, Completion, Context, DeviceId, FenceScope, Gpa, GuestMemory,
+    HostCapabilities, InterruptKinds, Interrupts, Invalidation, MemoryFault, OrderError, PageResponse, PhysicalIommu,
+    Post, SecondStageMode, Ticket, Width,
 };
 
 /// Where memory begins, and its bytes.
@@ -28,6 +28,8 @@ pub(crate) enum Order {
     Context(u32, Context),
     Invalidate(Vec<Invalidation<u32>>),
     Fence(FenceScope),
+    AtsInvalidate(u32, AtsInvalidation),
+    Respond(u32, PageResponse),
     Release(u32),
     Unmapped(Invalidation<DeviceId>),
 }
@@ -120,6 +122,7 @@ impl PhysicalIommu for Host {
     fn capabilities(&self) -> HostCapabilities {
         let register = Capabilities::new().with_sv39(true).with_sv48(true).with_sv57(true).with_sv57x4(true);
         let register = register.with_end(true).with_amo_hwad(true).with_svpbmt(true).with_pas(56);
+        let register = register.with_ats(true).with_t2gpa(true).with_pd8(true);
         HostCapabilities::new(register, SecondStageMode::Sv57x4)
             .with_svnapot(true)
             .with_leaves_dirty(true)
@@ -148,6 +151,16 @@ impl PhysicalIommu for Host {
             self.fences.push(upto);
         }
         Ok(if self.pending { Completion::Pending } else { Completion::Done })
+    }
+
+    fn ats_invalidate(&mut self, device: u32, what: &AtsInvalidation) -> Result<(), OrderError> {
+        self.orders.push(Order::AtsInvalidate(device, *what));
+        Ok(())
+    }
+
+    fn page_response(&mut self, device: u32, response: &PageResponse) -> Result<(), OrderError> {
+        self.orders.push(Order::Respond(device, *response));
+        Ok(())
     }
 
     fn release(&mut self, device: u32) {

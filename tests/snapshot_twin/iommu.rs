@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 use riscv_viommu::mock::guest::register;
 use riscv_viommu::{
     Ats, AtsCompletion, AtsRequest, Attachment, Cause, Config, DeviceId, DeviceMessage, DevicePolicy, FenceOutcome,
-    HostFault, InvalidationCompletion, Iova, Itag, PageRequest, PageResponse, Pbmt, Permissions, ProcessId, Progress,
-    QosIds, Register, Request, RestoreError, Target, TransactionType, TranslateError, VIommu, Width,
+    HostFault, InvalidationCompletion, Iova, Itag, PageRequest, PageRequestOutcome, PageResponse, Pbmt, Permissions,
+    ProcessId, Progress, QosIds, Register, Request, RestoreError, Target, TransactionType, TranslateError, VIommu,
+    Width,
 };
 
 use crate::host::{BASE, Event, Host, Order};
@@ -14,7 +15,7 @@ use crate::host::{BASE, Event, Host, Order};
 pub(crate) type Inner = VIommu<Host, 4, 4, 0, 3>;
 
 /// Guest ids of passthrough and emulated devices, and what the latter are granted.
-pub(crate) const PASSTHROUGH: [u32; 3] = [1, 2, 4];
+pub(crate) const PASSTHROUGH: [(u32, Ats); 3] = [(1, Ats::PageRequests), (2, Ats::Translations), (4, Ats::Off)];
 pub(crate) const EMULATED: [(u32, Ats); 3] = [(8, Ats::PageRequests), (9, Ats::Translations), (10, Ats::Off)];
 
 /// What happens to a vIOMMU.
@@ -31,6 +32,8 @@ pub(crate) enum Action {
     Ask(usize, u64, Option<(u32, bool)>),
     /// It asks for a page.
     PageRequest(usize, PageRequest),
+    /// A passthrough device does.
+    Report(usize, PageRequest),
     /// The host takes a message, if there is one.
     Take,
     /// A device completes the requests with these numbers, so many times each.
@@ -53,6 +56,7 @@ pub(crate) enum Answer {
     Access(Result<(Target, u64, u64, Permissions, Pbmt, QosIds), TranslateError>),
     Ask(Result<AtsCompletion, TranslateError>),
     PageRequest(Result<Option<PageResponse>, TranslateError>),
+    Report(PageRequestOutcome),
     Message(Option<(DeviceId, DeviceMessage)>),
 }
 
@@ -71,7 +75,10 @@ impl Iommu {
         let emulated = EMULATED.map(emulate).to_vec();
         let mut passthrough = Vec::new();
         if nested {
-            let attach = |id| inner.attach(DeviceId::truncate(id), id, DevicePolicy::default()).unwrap().attachment;
+            let attach = |(id, ats)| {
+                let policy = DevicePolicy::default().with_ats(ats);
+                inner.attach(DeviceId::truncate(id), id, policy).unwrap().attachment
+            };
             passthrough = PASSTHROUGH.map(attach).to_vec();
         }
         Self { inner, passthrough, emulated }
@@ -112,6 +119,9 @@ impl Iommu {
             Action::PageRequest(device, request) => {
                 return Answer::PageRequest(self.inner.page_request(self.emulated[*device], request));
             }
+            Action::Report(device, request) => {
+                return Answer::Report(self.inner.report_page_request(self.passthrough[*device], request));
+            }
             Action::Take => {
                 let message = self.inner.next_message();
                 return Answer::Message(message.map(|(to, message)| (to.device(), message)));
@@ -124,7 +134,7 @@ impl Iommu {
                 self.inner.ats_timeout(self.emulated[*device], Itag::truncate((*itag).into()))
             }
             Action::Cycles(cycles) => self.inner.add_cycles(*cycles),
-            Action::Resync(device) => self.inner.resync(DeviceId::truncate(PASSTHROUGH[*device])),
+            Action::Resync(device) => self.inner.resync(DeviceId::truncate(PASSTHROUGH[*device].0)),
             Action::Run => self.inner.run(),
             Action::Reset => self.inner.reset(),
             Action::Pending(pending) => {
@@ -189,7 +199,7 @@ impl Iommu {
 
     /// Whether a passthrough device translates, as hardware sees it.
     pub(crate) fn is_open(&self, device: usize) -> bool {
-        self.host().contexts.get(&PASSTHROUGH[device]).is_some_and(riscv_viommu::Context::is_open)
+        self.host().contexts.get(&PASSTHROUGH[device].0).is_some_and(riscv_viommu::Context::is_open)
     }
 
     /// That the mirror page shows what is read.
