@@ -60,6 +60,10 @@ impl Request {
         Self { to, before: None, guests: true }
     }
 
+    pub(super) fn is_fenced_of(&self, to: Attachment) -> bool {
+        self.to == to && self.before.is_some()
+    }
+
     pub(super) fn is_unfenced_of(&self, to: Attachment) -> bool {
         self.to == to && self.before.is_none() && self.guests
     }

@@ -10,7 +10,7 @@ use crate::regs::file::Registers;
 
 use super::ats::Request;
 use super::pages::Group;
-use super::slot::{MAX_TIMEOUTS, Phase};
+use super::slot::{MAX_TIMEOUTS, Phase, Purge};
 use super::{Health, Nest, Residue};
 
 /// What later orders and answers depend on beside the guest's memory and registers.
@@ -87,9 +87,17 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         };
         let devices = self.slots.iter().filter(|slot| slot.phase != Phase::Leaving).map(|slot| SavedDevice {
             id: slot.id(),
-            timeouts: slot.timeouts,
+            // What is under way here is taken as answered.
+            timeouts: if self.requests.iter().any(|request| request.is_fenced_of(slot.attachment))
+                && !slot.is_quarantined()
+            {
+                0
+            } else {
+                slot.timeouts
+            },
             requests: requests(slot.attachment),
-            had_ats: slot.had_ats,
+            // What is being emptied here is empty there.
+            had_ats: slot.had_ats && slot.purge == Purge::No,
         });
         let groups = self.groups.iter().map(|group| SavedGroup {
             device: group.of.device(),

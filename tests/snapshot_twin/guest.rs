@@ -2,8 +2,8 @@
 
 use riscv_viommu::mock::guest::{AtsCommand, Iofence, Iotinval, inval_ddt, inval_pdt, register};
 use riscv_viommu::{
-    DeviceId, DeviceMessage, Gpa, HostFault, Iova, PageRequest, PageRequestPayload, Prgi, ProcessId, Pscid,
-    TransactionType, Width,
+    DeviceId, DeviceMessage, FenceOutcome, Gpa, HostFault, Iova, PageRequest, PageRequestPayload, Prgi, ProcessId,
+    Pscid, TransactionType, Width,
 };
 
 use crate::host::BASE;
@@ -142,9 +142,9 @@ impl Guest {
             30..38 => self.change(look),
             38..50 => self.registers(look),
             50..54 => self.read_records(look),
-            54..74 => self.devices(look),
-            74..82 => self.take(),
-            82..88 => Action::Fences,
+            54..70 => self.devices(look),
+            70..82 => self.take(),
+            82..88 => self.end_fences(look),
             88..91 => Action::Pending(self.random.percent(60)),
             91..98 => Action::Run,
             98 => Action::Cycles(self.random.below(500)),
@@ -350,6 +350,12 @@ impl Guest {
         let on = register::ENABLE | register::INTERRUPT_ENABLE;
         let writes = [(register::IPSR, ip), (csr, on | register::MEMORY_FAULT | register::FQOF), (to, look.read(from))];
         Action::Guest(Vec::new(), writes.map(|(offset, value)| (offset, Width::U32, value)).to_vec())
+    }
+
+    /// The fences end, and perhaps a device has not answered what they waited for.
+    fn end_fences(&mut self, look: &Iommu) -> Action {
+        let timed_out = look.host().asked && self.random.percent(30);
+        Action::Fences(if timed_out { FenceOutcome::AtsTimeout } else { FenceOutcome::Complete })
     }
 
     fn devices(&mut self, look: &Iommu) -> Action {

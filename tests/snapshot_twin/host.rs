@@ -45,6 +45,8 @@ pub(crate) struct Host {
     /// Fences stay pending.
     pub(crate) pending: bool,
     pub(crate) fences: Vec<Ticket>,
+    /// A device was asked to forget, and fences wait for its answer.
+    pub(crate) asked: bool,
 }
 
 impl Host {
@@ -149,11 +151,14 @@ impl PhysicalIommu for Host {
         self.orders.push(Order::Fence(scope));
         if self.pending {
             self.fences.push(upto);
+        } else {
+            self.asked = false;
         }
         Ok(if self.pending { Completion::Pending } else { Completion::Done })
     }
 
     fn ats_invalidate(&mut self, device: u32, what: &AtsInvalidation) -> Result<(), OrderError> {
+        self.asked = true;
         self.orders.push(Order::AtsInvalidate(device, *what));
         Ok(())
     }

@@ -46,7 +46,7 @@ pub(crate) enum Action {
     /// Fences of the host's stay pending from now on, or not.
     Pending(bool),
     /// The pending ones end.
-    Fences,
+    Fences(FenceOutcome),
 }
 
 /// What came of it.
@@ -141,15 +141,17 @@ impl Iommu {
                 self.inner.backend_mut().pending = *pending;
                 self.inner.progress()
             }
-            Action::Fences => self.end_fences(),
+            Action::Fences(outcome) => self.end_fences(*outcome),
         };
         Answer::Done(progress)
     }
 
-    fn end_fences(&mut self) -> Progress {
-        let fences = std::mem::take(&mut self.inner.backend_mut().fences);
+    fn end_fences(&mut self, outcome: FenceOutcome) -> Progress {
+        let host = self.inner.backend_mut();
+        let fences = std::mem::take(&mut host.fences);
+        host.asked &= fences.is_empty();
         if let Some(last) = fences.last() {
-            let _ = self.inner.fence_done(*last, FenceOutcome::Complete);
+            let _ = self.inner.fence_done(*last, outcome);
         }
         self.inner.progress()
     }
@@ -157,7 +159,7 @@ impl Iommu {
     /// The host does what it has to until nothing is left that is its own to do.
     pub(crate) fn settle(&mut self) {
         for _ in 0..10_000 {
-            if self.end_fences() != Progress::Runnable && self.inner.backend().fences.is_empty() {
+            if self.end_fences(FenceOutcome::Complete) != Progress::Runnable && self.inner.backend().fences.is_empty() {
                 return;
             }
             let _ = self.inner.run();

@@ -82,6 +82,14 @@ fn compare(name: &str, seed: u64, step: usize, action: &str, one: &mut Iommu, ot
     other.check_mirror();
 }
 
+/// What no register shows is the same.
+fn compare_images(seed: u64, one: &mut Iommu, other: &mut Iommu) {
+    let (here, there) = (one.image(), other.image());
+    let first = (0..here.len().max(there.len())).find(|&index| here.get(index) != there.get(index));
+    let lists = |image: &[u8]| format!("{:x?} .. {:x?}", &image[16..80], &image[1104..]);
+    assert_eq!(first, None, "seed {seed}: images differ from this byte on, {} and {}", lists(&here), lists(&there));
+}
+
 fn history(seed: u64, figures: &mut Figures) {
     let mut random = Random::new(seed ^ 0x5eed_0000_0000);
     let nested = random.percent(50);
@@ -101,10 +109,12 @@ fn history(seed: u64, figures: &mut Figures) {
     }
 
     let _ = (plain.take_events(), saved.take_events(), saved.take_orders());
+    let busy = saved.read(register::DDTP) & register::DDTP_BUSY != 0;
     let left = saved.inner.progress() == Progress::Runnable;
     let image = saved.image();
     let held = saved.take_orders().iter().any(|order| matches!(order, Order::Invalidate(_)));
-    note(&image, left, held, &saved, figures);
+    note(&image, left, held, figures);
+    figures.directory += u64::from(busy);
     let mut restored = Iommu::new(&config, nested, saved.host().words.clone());
     restored.settle();
     restored.inner.backend_mut().pending = random.percent(50);
@@ -136,12 +146,19 @@ fn history(seed: u64, figures: &mut Figures) {
     }
     for iommu in [&mut plain, &mut saved, &mut restored] {
         // Wires that are high have to be set on the new host.
-        iommu.inner.backend_mut().events.retain(|event| !matches!(event, host::Event::Wire(..)));
+        let host = iommu.inner.backend_mut();
+        host.events.retain(|event| !matches!(event, host::Event::Wire(..)));
+        host.asked = false;
         let _ = iommu.act(&Action::Pending(random.clone().percent(50)));
     }
     let step = usize::try_from(length).unwrap();
     compare("restored", seed, step, "restore", &mut plain, &mut restored);
     compare("saved", seed, step, "snapshot", &mut plain, &mut saved);
+    if busy || image[21] & 1 != 0 {
+        // Invalidations meanwhile are held back here, and were of no use to hardware that was clean a moment earlier
+        // there.
+        compare_images(seed, &mut saved, &mut restored);
+    }
     let _ = (saved.take_orders(), restored.take_orders());
 
     for step in step..step + 20 + usize::try_from(random.below(20)).unwrap() {
@@ -164,11 +181,11 @@ fn history(seed: u64, figures: &mut Figures) {
     for iommu in [&mut saved, &mut restored] {
         iommu.settle();
     }
-    assert!(saved.image() == restored.image(), "seed {seed}: what is hidden");
+    compare_images(seed, &mut saved, &mut restored);
 }
 
 /// What there was at the point of the snapshot.
-fn note(image: &[u8], left: bool, held: bool, saved: &Iommu, figures: &mut Figures) {
+fn note(image: &[u8], left: bool, held: bool, figures: &mut Figures) {
     figures.histories += 1;
     figures.parked += u64::from(image[21] & 1 != 0);
     figures.standing += u64::from(image[21] & 2 != 0);
@@ -177,7 +194,6 @@ fn note(image: &[u8], left: bool, held: bool, saved: &Iommu, figures: &mut Figur
     figures.held += u64::from(held);
     figures.left += u64::from(left);
     figures.half_done += u64::from(left && held);
-    figures.directory += u64::from(saved.read(register::DDTP) & register::DDTP_BUSY != 0);
 }
 
 fn run(first: u64, histories: u64) -> Figures {
