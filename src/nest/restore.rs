@@ -85,19 +85,15 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             let unfenced = self.requests.iter().chain(later).filter(|request| request.is_unfenced_of(of));
             u8::try_from(unfenced.count()).unwrap_or(u8::MAX)
         };
-        let devices = self.slots.iter().filter(|slot| slot.phase != Phase::Leaving).map(|slot| SavedDevice {
-            id: slot.id(),
-            // What is under way here is taken as answered.
-            timeouts: if self.requests.iter().any(|request| request.is_fenced_of(slot.attachment))
-                && !slot.is_quarantined()
-            {
-                0
-            } else {
-                slot.timeouts
-            },
-            requests: requests(slot.attachment),
-            // What is being emptied here is empty there.
-            had_ats: slot.had_ats && slot.purge == Purge::No,
+        let devices = self.slots.iter().filter(|slot| slot.phase != Phase::Leaving).map(|slot| {
+            // What is under way here is taken as answered, and what is being emptied is empty there.
+            let answers = self.requests.iter().any(|request| request.is_fenced_of(slot.attachment));
+            SavedDevice {
+                id: slot.id(),
+                timeouts: if answers && !slot.is_quarantined() { 0 } else { slot.timeouts },
+                requests: requests(slot.attachment),
+                had_ats: slot.had_ats && slot.purge == Purge::No,
+            }
         });
         let groups = self.groups.iter().map(|group| SavedGroup {
             device: group.of.device(),

@@ -57,8 +57,8 @@ impl Random {
 }
 
 pub(crate) struct Guest {
-    pub(crate) random: Random,
-    nested: bool,
+    random: Random,
+    pub(crate) nested: bool,
     /// It was offered ATS.
     ats: bool,
     /// Binary logarithm of the entries of its queues.

@@ -20,6 +20,7 @@
 
 mod guest;
 mod host;
+mod hostile;
 mod iommu;
 
 use std::time::Instant;
@@ -67,6 +68,13 @@ fn config(nested: bool, ats: bool, random: &mut Random) -> Config {
     config.with_ats(ats).with_synchronous_dma(true).with_budget(budget).with_reset_to_bare(random.percent(20))
 }
 
+/// A guest, and what it is offered.
+fn begin(seed: u64, random: &mut Random) -> (Guest, Config) {
+    let nested = random.percent(50);
+    let ats = !nested || random.percent(70);
+    (Guest::new(seed, nested, ats), config(nested, ats, random))
+}
+
 /// What happened to each is the same.
 fn compare(name: &str, seed: u64, step: usize, action: &str, one: &mut Iommu, other: &mut Iommu) {
     let at = || format!("seed {seed}, step {step}, {action}: {name}");
@@ -92,11 +100,8 @@ fn compare_images(seed: u64, one: &mut Iommu, other: &mut Iommu) {
 
 fn history(seed: u64, figures: &mut Figures) {
     let mut random = Random::new(seed ^ 0x5eed_0000_0000);
-    let nested = random.percent(50);
-    let ats = !nested || random.percent(70);
-    let config = config(nested, ats, &mut random);
-    let mut guest = Guest::new(seed, nested, ats);
-    let words = guest.memory();
+    let (mut guest, config) = begin(seed, &mut random);
+    let (words, nested) = (guest.memory(), guest.nested);
     let mut plain = Iommu::new(&config, nested, words.clone());
     let mut saved = Iommu::new(&config, nested, words);
     let length = 10 + random.below(50);
