@@ -6,8 +6,8 @@ use riscv_viommu::mock::guest::{CommandRing, Iofence, Iotinval, inval_ddt, inval
 use riscv_viommu::mock::tables::{self, Directory};
 use riscv_viommu::mock::{Event, Hardware, Memory, Order, Physical, PhysicalDevice, Wires};
 use riscv_viommu::{
-    Config, DeviceId, DevicePolicy, FenceOutcome, FenceScope, FirstStageMode, Gpa, Gscid, InterruptKinds, Invalidation,
-    Iova, MemoryFault, OrderError, Pages, Parts, Post, ProcessId, Progress, Pscid, VIommu, Width,
+    Capabilities, Config, DeviceId, DevicePolicy, FenceOutcome, FenceScope, FirstStageMode, Gpa, Gscid, InterruptKinds,
+    Invalidation, Iova, MemoryFault, OrderError, Pages, Parts, Post, ProcessId, Progress, Pscid, VIommu, Width,
 };
 
 const NVME: PhysicalDevice = PhysicalDevice(0x77);
@@ -382,8 +382,10 @@ fn an_illegal_command_has_no_effect_and_leaves_those_behind_it_alone() {
         ("CMD-15, QCMD-06", [0x004, 0]),
         ("CMD-15, QCMD-07", [0x084, 0]),
     ];
+    // A guest without PD17 and PD20, so that a PASID can be too wide.
+    let offer = Capabilities::new().with_sv39(true).with_pd8(true).with_nl(true).with_s(true).with_pas(56);
     for (rule, command) in cases {
-        let mut guest = Guest::new();
+        let mut guest: Guest = Guest::with(&Config::nested().with_capabilities(offer), 8);
         assert_eq!(guest.ring([page(1), command, Iotinval::ALL.vma(), storing(DATA)]), Progress::Idle);
         assert_eq!(guest.cqh(), 1, "CQX-04, CQ-11, VC-87, {rule}");
         assert_eq!(guest.cqcsr(), RUNNING | register::CMD_ILL, "{rule}");

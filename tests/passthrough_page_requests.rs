@@ -17,11 +17,11 @@ use riscv_viommu::{
 const ABSENT: Iova = Iova::new(0x7000_0000);
 
 fn group(number: u32) -> Prgi {
-    Prgi::new(number).unwrap()
+    Prgi::truncate(number)
 }
 
 fn process(number: u32) -> ProcessId {
-    ProcessId::new(number).unwrap()
+    ProcessId::truncate(number)
 }
 
 fn policy() -> DevicePolicy {
@@ -52,7 +52,7 @@ impl Guest {
         let [tc, iohgatp, ta, fsc] = rig.a.context(pscid(1));
         rig.directory.set(id(0), &[tc | bits, iohgatp, ta, fsc]);
         let _ = rig.enter();
-        let (device, _) = rig.attach_with(0, policy).unwrap();
+        let (device, _) = rig.attach_with(0, policy);
         assert!(rig.fence());
         let mut pages = PageRequestRing::new(&rig.memory, 4, Gpa::new(0x7300_0000));
         let _ = rig.iommu.write(register::PQB, Width::U64, pages.pqb());
@@ -199,7 +199,7 @@ mod answers {
     #[test]
     fn to_anything_else_are_dropped() {
         let mut guest = asked(policy());
-        let (other, _) = guest.rig.attach_with(1, policy()).unwrap();
+        let (other, _) = guest.rig.attach_with(1, policy());
         assert_eq!(other.device(), id(1));
         let _ = guest.rig.orders();
         let wrong = [
@@ -353,7 +353,7 @@ mod owners {
         let events: [(&str, Event); 3] = [
             ("detach", |guest| {
                 let _ = guest.rig.iommu.detach(id(0));
-                let _ = guest.rig.attach_with(0, policy()).unwrap();
+                let _ = guest.rig.attach_with(0, policy());
             }),
             ("reset", |guest| {
                 let _ = guest.rig.iommu.reset();
@@ -387,7 +387,7 @@ mod owners {
             let _ = guest.rig.complete_these();
         }
         let _ = guest.rig.complete();
-        let (now, _) = guest.rig.attach_with(0, policy()).unwrap();
+        let (now, _) = guest.rig.attach_with(0, policy());
         assert_eq!(guest.ask(&read), NotAttached, "T34");
         assert_eq!(guest.rig.iommu.stats().stale_events, 2, "T34");
         assert_eq!(guest.rig.iommu.report_page_request(now, &read), Queued);

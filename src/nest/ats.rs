@@ -132,7 +132,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             return Ok(());
         };
         // On the way from one context to another nothing can be sent, and what the device keeps comes along.
-        if self.slots.get(index).is_some_and(|slot| !slot.is_settled()) && !self.locked {
+        if self.slots.get(index).is_some_and(|slot| !slot.is_settled()) {
             match self.settle(registers, backend, budget) {
                 Progress::Idle => {}
                 progress => return Err(progress),
@@ -157,7 +157,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     fn slot_with_ats(&self, id: DeviceId) -> Option<usize> {
         self.slots.iter().position(|slot| {
             let off = slot.is_settled() && slot.wanted.ats() == Ats::Off;
-            slot.id() == id && slot.phase == Phase::Live && slot.granted() != Ats::Off && !off && !self.locked
+            let closed = self.locked || self.shut;
+            slot.id() == id && slot.phase == Phase::Live && slot.granted() != Ats::Off && !off && !closed
         })
     }
 

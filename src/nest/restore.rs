@@ -114,7 +114,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
 
     /// Whether no fence is under way, or about to be, that was not the guest's wish.
     pub(crate) fn is_at_rest(&self) -> bool {
-        self.restoring.is_some() || (self.issued == self.completed && !self.slots.iter().any(|slot| slot.hold))
+        self.restoring.is_some()
+            || (self.issued == self.completed && !self.slots.iter().any(|slot| slot.hold || slot.purge != Purge::No))
     }
 
     /// What a passthrough device was granted; `None` if there is none of this id.

@@ -129,10 +129,18 @@ impl<const DEVICES: usize, const BATCH: usize> Rig<DEVICES, BATCH> {
     }
 
     pub(crate) fn try_attach(&mut self, n: u32) -> Result<(Attachment, Progress), AttachError> {
-        self.attach_with(n, DevicePolicy::default())
+        self.try_attach_with(n, DevicePolicy::default())
     }
 
-    pub(crate) fn attach_with(&mut self, n: u32, policy: DevicePolicy) -> Result<(Attachment, Progress), AttachError> {
+    pub(crate) fn attach_with(&mut self, n: u32, policy: DevicePolicy) -> (Attachment, Progress) {
+        self.try_attach_with(n, policy).unwrap()
+    }
+
+    pub(crate) fn try_attach_with(
+        &mut self,
+        n: u32,
+        policy: DevicePolicy,
+    ) -> Result<(Attachment, Progress), AttachError> {
         let attached = self.iommu.attach(id(n), self.device(n), policy)?;
         Ok((attached.attachment, attached.progress))
     }
