@@ -455,7 +455,8 @@ pub trait PhysicalIommu {
     /// whose function takes fewer at a time is [`OrderError::Busy`].
     ///
     /// # Errors
-    /// Any [`OrderError`]. Where this is not implemented it is refused: [`Health`](crate::Health) is then degraded, and
+    /// Any [`OrderError`]. A request with a PASID to a function that has none finds nothing: the host drops it, which is
+    /// `Ok`. Where this is not implemented it is refused: [`Health`](crate::Health) is then degraded, and
     /// the guest is told of a timeout.
     fn ats_invalidate(&mut self, device: Self::Device, what: &AtsInvalidation) -> Result<(), OrderError> {
         let _ = (device, what);
@@ -474,6 +475,9 @@ pub trait PhysicalIommu {
 
     /// Gives a device back, for another vIOMMU or the host to take. Once all are released, the GSCID is free. It is
     /// blocked, what was cached for it is dropped, and a fence has completed since.
+    ///
+    /// A device that had ATS was told to forget what it keeps itself: behind [`Context::Quiesced`], where its IOMMU has
+    /// `T2GPA`. If it did not answer that, or before, the host resets the function before it gives it to anyone.
     fn release(&mut self, device: Self::Device);
 }
 

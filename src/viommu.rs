@@ -118,8 +118,8 @@ impl DevicePolicy {
 
     /// States [`trusted_translations`](Self::trusted_translations): the device gets ATS although its IOMMU has no
     /// `T2GPA`. Translated requests then pass every check, so that a device that makes addresses up reaches all memory
-    /// of the host (rule MRG-03). And what it keeps can not be revoked while the guest has it: before it is detached the
-    /// host resets the function, or turns its ATS off.
+    /// of the host (rule MRG-03). And what it keeps can not be revoked while the guest has it: before it is detached
+    /// the host resets the function, or turns its ATS off.
     #[must_use]
     pub const fn with_trusted_translations(self, trusted: bool) -> Self {
         Self { trusted_translations: trusted, ..self }
@@ -256,9 +256,11 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     }
 
     /// Takes a device from the guest. A passthrough device is blocked, invalidated, fenced and released: done when the
-    /// progress is [`Idle`](Progress::Idle); until then the id stays in use. Of an emulated device the messages
-    /// under way are forgotten at once, and [`unmapped`](crate::GuestMemory::unmapped) is told. Nothing waits for its
-    /// DMA: stop its model and drain that yourself first.
+    /// progress is [`Idle`](Progress::Idle); until then the id stays in use. One that had ATS is told before to forget
+    /// what it keeps itself; if it does not answer, it is released all the same. What it asked the guest for is
+    /// forgotten. Of an emulated device the messages under way are forgotten at once, and
+    /// [`unmapped`](crate::GuestMemory::unmapped) is told. Nothing waits for its DMA: stop its model and drain that
+    /// yourself first.
     ///
     /// # Errors
     /// [`DetachError`] if there is no such device.

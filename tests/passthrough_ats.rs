@@ -258,6 +258,9 @@ mod invalidations {
         let mut rig = rig(1);
         let _ = rig.ring([Iotinval::ALL.pscid(pscid(1)).vma(), function(0).inval(page(1)), FENCE.encode()]);
         assert_eq!(rig.orders(), ["inv S1", "ats 0 1-1", "fence"], "VC-73, ATC-05");
+        let _ =
+            rig.ring([Iotinval::ALL.pscid(pscid(1)).vma(), FENCE.encode(), function(0).inval(page(1)), FENCE.encode()]);
+        assert_eq!(rig.orders(), ["inv S1", "fence", "ats 0 1-1", "fence"], "VC-07");
         // A context on its way goes before, too.
         rig.directory.set(id(0), &rig.b.context(pscid(2)));
         let _ = rig.ring([inval_ddt(Some(id(0))), function(0).inval(page(1))]);

@@ -234,7 +234,7 @@ mod answers {
             for (code, name) in all {
                 let mut guest = asked(policy().with_response_failure(granted));
                 let sent = guest.answer(function(0), 0x155, code);
-                assert_eq!(sent, [format!("prgr 0 341 {name}")], "PRG-06: {code:x}");
+                assert_eq!(sent, [format!("prgr 0 341 {name}")], "PRG-06, PRI-16: {code:x}");
             }
         }
     }

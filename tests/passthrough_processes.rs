@@ -147,6 +147,8 @@ mod invalidations {
         let (mut rig, _, _) = rig(3, 0);
         let _ = rig.ring([inval_pdt(id(0), process(0xa_bcde)), inval_pdt(id(1), process(5))]);
         assert!(rig.orders().is_empty(), "VC-62: held until a fence");
+        let unread = rig.memory.take_loads().len() <= 2;
+        assert!(unread, "VC-83: the commands, and nothing of the directory");
         rig.physical.set_pending(true);
         assert!(!rig.fence(), "VC-62");
         assert_eq!(rig.orders(), ["inv P0:703710", "fence.."], "VC-60, VC-61");

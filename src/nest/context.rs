@@ -5,8 +5,8 @@ use crate::ddt::{FirstStageContext, Iosatp, Pdtp, Reading, Tc};
 use crate::id::FirstStageMode;
 
 impl Reading {
-    /// The context hardware is to have, with `grant` as the most the device may do besides. Whatever it can not be given
-    /// exactly is blocked.
+    /// The context hardware is to have, with `grant` as the most the device may do besides. Whatever it can not be
+    /// given exactly is blocked.
     pub(super) fn context(&self, grant: Ats) -> Context {
         let dc = match self {
             // No process_id is looked at (rule REG-DDTP-16), and there is no ATS (rule TR-03).

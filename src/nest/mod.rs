@@ -3,8 +3,8 @@
 //! Each attached device has a [`Slot`] that knows three contexts apart: what the guest's directory says (read when
 //! `stale`), what hardware is `wanted` to have, and what it is known to have (`live`). [`settle`] brings the three
 //! together; a guest's fence, a `ddtp` write, an attach and a detach are done only when they agree, the invalidations
-//! owed for it have gone out, and a physical fence after them is complete. What devices keep themselves is the matter of
-//! `ats`, what they ask for that of `pages`.
+//! owed for it have gone out, and a physical fence after them is complete. What devices keep themselves is the matter
+//! of `ats`, what they ask for that of `pages`.
 
 mod ats;
 mod batch;

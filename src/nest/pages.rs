@@ -147,8 +147,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         self.groups.0.len() != before
     }
 
-    /// What a response is turned into: a Response Failure would turn off the page requests of functions that are not the
-    /// guest's (rules PRG-06, VT-11).
+    /// What a response is turned into: a Response Failure would turn off the page requests of functions that are not
+    /// the guest's (rules PRG-06, VT-11).
     pub(crate) fn permitted(&self, of: Attachment, code: ResponseCode) -> ResponseCode {
         let granted = self.slots.iter().any(|slot| slot.attachment == of && slot.grant.response_failure);
         match code {

@@ -150,8 +150,8 @@ impl<D> Slot<D> {
         self.phase = Phase::Leaving;
     }
 
-    /// Blocked, invalidated and fenced anew, whatever was known of it; what comes then is up to the phase. A device that
-    /// may keep translations is made to forget them first, as long as it answers.
+    /// Blocked, invalidated and fenced anew, whatever was known of it; what comes then is up to the phase. A device
+    /// that may keep translations is made to forget them first, as long as it answers.
     pub(super) fn restart(&mut self) {
         let purges = self.had_ats && self.quiesces && !self.is_quarantined();
         let Self {

@@ -35,8 +35,10 @@ pub enum PageRequestOutcome {
 impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize, const GROUPS: usize>
     VIommu<B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>
 {
-    /// Gives the guest the host device `device` as `id`. It is blocked until a fence is complete, then gets the
-    /// context of the guest's directory.
+    /// Gives the guest the host device `device` as `id`. It is blocked until a fence is complete, then gets the context
+    /// of the guest's directory, with ATS as far as that, `policy` and [`Config::with_ats`](crate::Config::with_ats)
+    /// go. A device that leaves three ATS invalidations in a row unanswered has none until it is
+    /// [reset](Self::device_reset).
     ///
     /// # Errors
     /// [`AttachError`]; the device is then not attached. With [`AttachError::Capability`] it was adopted and is
@@ -95,9 +97,9 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         }
     }
 
-    /// A Page Request of an attached device, drained from the physical page-request queue: every one, in order. What the
-    /// guest's own tables do not allow goes into its queue, without a change to the tables; the work is bounded by one
-    /// walk of them.
+    /// A Page Request of an attached device, drained from the physical page-request queue: every one, in order. What
+    /// the guest's own tables do not allow goes into its queue, without a change to the tables; the work is bounded by
+    /// one walk of them.
     pub fn report_page_request(&mut self, attachment: Attachment, request: &PageRequest) -> PageRequestOutcome {
         let PageRequest { process, privileged, payload, .. } = *request;
         let room = match self.nest.requester(attachment, request) {
