@@ -234,6 +234,19 @@ mod invalidations {
     }
 
     #[test]
+    fn reach_what_the_device_keeps_before_the_fence_is_complete() {
+        let mut rig = rig(1);
+        let hardware = rig.physical.hardware().clone();
+        assert!(!hardware.dma_through_atc(rig.device(0), None, IOVA, true).stale);
+        rig.memory.write(rig.a.entry_address(IOVA, 0), 0);
+        let iova = Iotinval::ALL.address(IOVA).vma();
+        let _ = rig.ring([iova, FENCE.encode(), function(0).inval(IOVA.get()), FENCE.encode()]);
+        assert!(rig.passed());
+        let dma = hardware.dma_through_atc(rig.device(0), None, IOVA, true);
+        assert!(!dma.stale && !matches!(dma.access, riscv_viommu::mock::Access::Translated(_)), "VC-72, SWG-18");
+    }
+
+    #[test]
     fn for_what_is_not_there_or_has_no_ats_are_complete_at_once() {
         let mut rig = rig(1);
         rig.directory.set(id(1), &context(&rig, EN_ATS));
@@ -479,6 +492,21 @@ mod leaving {
         let mut rig = self::rig(1);
         assert_eq!(rig.iommu.shutdown(), Progress::Idle);
         assert_eq!(rig.orders(), both(&EMPTIES, &LEAVES), "SWG-21");
+    }
+
+    #[test]
+    fn nothing_of_one_owner_is_kept_for_the_next() {
+        for (answers, kept) in [(true, 0), (false, 1)] {
+            let mut rig = rig(1);
+            let hardware = rig.physical.hardware().clone();
+            let device = rig.device(0);
+            assert!(!rig.physical.hardware().dma_through_atc(device, None, IOVA, false).stale);
+            assert_eq!(hardware.kept(device).len(), 1, "SWG-21: something to forget");
+            hardware.set_unresponsive(device, !answers);
+            assert_eq!(rig.iommu.detach(id(0)), Ok(Progress::Idle), "SWG-21");
+            assert_eq!(hardware.kept(device).len(), kept, "T36, SWG-21");
+            assert_eq!(rig.physical.take_orders().len(), 10, "SWG-21: released, either way");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::id::Pscid;
+use crate::id::{ProcessId, Pscid};
 
 type Order = Invalidation<u8>;
 
@@ -25,6 +25,7 @@ enum Fact {
 
 const DEVICES: [u8; 2] = [1, 2];
 const PSCIDS: [u32; 2] = [0, 5];
+const PROCESSES: [u32; 2] = [0, 7];
 
 /// A small space of pages, with both of its ends.
 const PAGES: [u64; 10] = [
@@ -54,6 +55,8 @@ fn facts(order: &Order) -> BTreeSet<Fact> {
     let everything = |devices: &[u8]| {
         let mut facts = first_stage(&|_, _, _| true);
         facts.extend(devices.iter().map(|&device| Fact::Device(device)));
+        // The context of a device leads to those of its processes (rule DIR-02).
+        facts.extend(devices.iter().flat_map(|&device| PROCESSES.map(|process| Fact::Process(device, process))));
         facts.insert(Fact::SecondStage);
         facts
     };
@@ -85,6 +88,10 @@ fn page(first: u64) -> Order {
 
 fn space(pscid: u32) -> Order {
     Invalidation::AddressSpace(Pscid::truncate(pscid))
+}
+
+fn process(device: u8, number: u32) -> Order {
+    Invalidation::Process(device, ProcessId::truncate(number))
 }
 
 fn pushed<const BATCH: usize>(orders: &[Order]) -> Batch<u8, BATCH> {
@@ -128,6 +135,11 @@ fn what_differs_in_any_operand_is_kept_apart() {
         [space(5), pages(0x2000, 0x2000, Some(0), false)],
         [space(5), space(0)],
         [Invalidation::Device(1), Invalidation::Device(2)],
+        [process(1, 0), process(1, 7)],
+        [process(1, 0), process(2, 0)],
+        [Invalidation::Device(1), process(2, 0)],
+        // Between the two, hardware could walk from the old process context (SWG-06).
+        [Invalidation::FirstStage, process(1, 0)],
     ];
     for orders in cases {
         assert_eq!(pushed::<4>(&orders).orders(), orders, "VC-25, VC-26");
@@ -144,6 +156,9 @@ fn the_wider_order_absorbs_the_narrower_in_either_order() {
         (Invalidation::Device(1), Invalidation::FirstStage),
         (Invalidation::Device(1), pages(0, 0x1000, None, true)),
         (Invalidation::Everything, Invalidation::Device(2)),
+        (Invalidation::Everything, process(2, 7)),
+        (Invalidation::Device(1), process(1, 7)),
+        (process(1, 7), process(1, 7)),
     ];
     for (wide, narrow) in narrow {
         assert_eq!(pushed::<2>(&[wide, narrow]).orders(), [wide], "VC-25");
@@ -183,6 +198,8 @@ fn orders() -> impl Strategy<Value = Order> {
         4 => prop::sample::select(&PSCIDS[..]).prop_map(space),
         1 => Just(Invalidation::FirstStage),
         1 => prop::sample::select(&DEVICES[..]).prop_map(Invalidation::Device),
+        2 => (prop::sample::select(&DEVICES[..]), prop::sample::select(&PROCESSES[..]))
+            .prop_map(|(device, number)| process(device, number)),
     ]
 }
 
@@ -194,13 +211,27 @@ fn exactly_what_was_pushed<const BATCH: usize>(orders: &[Order]) -> Result<(), T
         let before = batch.orders().to_vec();
         if batch.push(*order) {
             asked.extend(facts(order));
+            // Hardware may walk from an old process context until the last order for one.
+            let last = batch.orders().iter().rposition(|held| matches!(held, Invalidation::Process(..)));
+            let behind: BTreeSet<Fact> =
+                batch.orders().iter().skip(last.map_or(0, |last| last + 1)).flat_map(facts).collect();
+            let walks =
+                matches!(order, Invalidation::FirstStage | Invalidation::AddressSpace(_) | Invalidation::Pages(_));
+            prop_assert!(!walks || facts(order).is_subset(&behind), "SWG-06: {:?} in {:?}", order, batch.orders());
         } else {
             prop_assert_eq!(batch.orders(), before.as_slice(), "refused, {:?} changes nothing", order);
             prop_assert_eq!(before.len(), BATCH, "refused with room left");
         }
         prop_assert_eq!(held(&batch), asked.clone(), "after {:?}", order);
         let apart = batch.orders().iter().enumerate().all(|(index, order)| {
-            let mut others = batch.orders().iter().enumerate().filter(|&(other, _)| other != index);
+            let held = batch.orders();
+            let between = |other: usize| {
+                held.iter()
+                    .skip(index.min(other))
+                    .take(index.abs_diff(other))
+                    .any(|held| matches!(held, Invalidation::Process(..)))
+            };
+            let mut others = held.iter().enumerate().filter(|&(other, _)| other != index && !between(other));
             others.all(|(_, other)| !covers(other, order))
         });
         prop_assert!(apart, "one order covers another: {:?}", batch.orders());
