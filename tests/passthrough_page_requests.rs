@@ -61,8 +61,17 @@ impl Guest {
         Self { rig, pages, device }
     }
 
+    /// The device asks, and the host passes it on, and answers what it is to answer.
     fn ask(&mut self, request: &PageRequest) -> PageRequestOutcome {
-        self.rig.iommu.report_page_request(self.device, request)
+        let (hardware, device) = (self.rig.physical.hardware().clone(), self.rig.device(0));
+        let _ = hardware.page_request(device, request);
+        let waits = !hardware.take_page_requests().is_empty() && request.payload.wants_response();
+        let outcome = self.rig.iommu.report_page_request(self.device, request);
+        let code = if outcome == HostPage { Some(ResponseCode::Success) } else { code(outcome) };
+        if let Some(code) = code.filter(|_| waits) {
+            hardware.answer_page_request(device, request, code);
+        }
+        outcome
     }
 
     /// The records since they were last taken.
