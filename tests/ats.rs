@@ -610,6 +610,19 @@ fn a_device_that_leaves_takes_its_requests_and_messages_along() {
 }
 
 #[test]
+fn a_function_that_was_reset_has_nothing_left_to_complete_and_stays() {
+    let mut guest = Guest::new();
+    let _ = guest.ring([inval(), fence()]);
+    assert_eq!(guest.state(), (RUNNING, 1));
+    let device = guest.device.device();
+    assert_eq!(guest.rig.iommu.device_reset(device), Progress::Idle);
+    assert_eq!((guest.messages(), guest.state()), (vec![], (RUNNING, 2)), "VC-71: complete, and no timeout");
+    let _ = guest.ring([inval(), fence()]);
+    let [itag] = guest.itags()[..] else { panic!() };
+    assert_eq!(guest.complete(itag), Progress::Idle, "it is the same attachment");
+}
+
+#[test]
 fn what_is_told_for_an_old_attachment_does_not_reach_the_new_one() {
     let mut guest = Guest::new();
     let old = guest.device;

@@ -13,7 +13,9 @@ use riscv_viommu::TransactionType::{
 use riscv_viommu::faultq::FaultHead;
 use riscv_viommu::mock::Strategy;
 use riscv_viommu::mock::guest::{inval_ddt, register};
-use riscv_viommu::{Attachment, FaultRecord, HostFault, Iova, MemoryFault, ProcessId, Progress, Quirks, Width};
+use riscv_viommu::{
+    Attachment, FaultRecord, Gpa, HostFault, Iova, MemoryFault, ProcessId, Progress, Quirks, SecondStageFault, Width,
+};
 
 /// Where device 0 stands when the fault is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,6 +246,29 @@ fn a_record_is_taken_over_field_by_field_and_quirks_are_set_right() {
     {
         let fault = HostFault::from_record(&record(cause), all).unwrap();
         assert_eq!((fault.access, fault.process, fault.privileged), (access, None, false), "{cause}");
+    }
+}
+
+#[test]
+fn what_a_guest_page_fault_was_about_is_in_iotval2_unless_that_can_not_be_trusted() {
+    let record = |cause, iotval2| FaultRecord {
+        head: FaultHead::new().with_ttyp(2).with_cause(cause),
+        custom: 0,
+        iotval: 0x5000,
+        iotval2,
+    };
+    let at = SecondStageFault::new(Gpa::new(0x1234_5678_9abc));
+    for (cause, iotval2, expected) in [
+        (20, 0x1234_5678_9abc, Some(at)),
+        (21, 0x1234_5678_9abd, Some(at.with_implicit(true))),
+        (23, 0x1234_5678_9abf, Some(at.with_implicit(true))),
+        (13, 0x1234_5678_9abd, None),
+        (265, 0x1234_5678_9abd, None),
+    ] {
+        for (quirks, known) in [(Quirks::default(), true), (Quirks::default().with_second_stage(true), false)] {
+            let fault = HostFault::from_record(&record(cause, iotval2), quirks).unwrap();
+            assert_eq!(fault.second_stage, expected.filter(|_| known), "VT-05, FR-08: {cause}");
+        }
     }
 }
 
