@@ -557,6 +557,7 @@ mod leaving {
         let mut rig = self::rig(1);
         rig.directory.set(id(0), &context(&rig, 0));
         let _ = rig.ring([inval_ddt(Some(id(0))), FENCE.encode()]);
+        rig.physical.hardware().reset_function(rig.device(0));
         let _ = rig.iommu.device_reset(id(0));
         let _ = rig.orders();
         let _ = rig.iommu.detach(id(0));

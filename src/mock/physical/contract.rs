@@ -232,11 +232,10 @@ impl Contract {
                 // Where the second stage is still there, the device may ask again at once.
                 let quiet = books.state == State::Quiesced && !books.cached && books.touched <= fenced;
                 let which = [AtsInvalidation::ALL, AtsInvalidation::ALL_PROCESSES];
-                for (forgotten, all) in books.forgotten.iter_mut().zip(which) {
-                    if all == *what && (quiet || !books.host.is_some_and(|host| host.capabilities.t2gpa())) {
-                        *forgotten = Some(now);
-                    }
+                for (forgotten, _) in books.forgotten.iter_mut().zip(which).filter(|(_, all)| quiet && all == what) {
+                    *forgotten = Some(now);
                 }
+                books.keeps |= books.state == State::Open;
                 self.unfenced = Some(device);
             }
             // It is as if the device had not answered.
@@ -263,14 +262,17 @@ impl Contract {
         }
     }
 
-    pub(super) fn release(&mut self, device: PhysicalDevice) {
+    /// `empty`: the host has reset the function, and it has had no ATS since.
+    pub(super) fn release(&mut self, device: PhysicalDevice, empty: bool) {
         let (failed, fenced) = (self.failed, self.fenced);
         let books = self.books(device, "release");
         assert!(books.state == State::Blocked, "contract: release of {device:?}, which is not Blocked");
         assert!(!books.cached || failed, "contract: release of {device:?} without its invalidation");
         assert!(books.touched <= fenced || failed, "contract: release of {device:?} before a completed fence");
+        // Without T2GPA it is the host that resets the function, or turns ATS off in it.
+        let t2gpa = books.host.is_some_and(|host| host.capabilities.t2gpa());
         assert!(
-            !books.keeps || failed,
+            !books.keeps || !t2gpa || empty || failed,
             "contract: release of {device:?}, which may keep translations: Quiesced, a fence, invalidations of all and \
              a fence make it forget"
         );

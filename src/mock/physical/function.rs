@@ -19,6 +19,8 @@ use super::walk::Request;
 #[derive(Debug, Default)]
 pub(super) struct Function {
     kept: Vec<Kept>,
+    /// The host has reset it, and it has had no ATS since.
+    pub(super) empty: bool,
     /// It does not answer invalidations.
     pub(super) unresponsive: bool,
     /// A Response Failure has turned its page requests off.
@@ -63,11 +65,6 @@ impl Function {
     fn receive(&mut self, response: PageResponse) {
         self.requests_off |= response.code == ResponseCode::ResponseFailure;
         self.responses.push(response);
-    }
-
-    /// The host has reset the function.
-    pub(super) fn reset(&mut self) {
-        *self = Self::default();
     }
 
     /// Nobody will answer what is unanswered.
@@ -203,6 +200,13 @@ impl Machine {
         self.report_of(device, request.process, fault);
         let code = if found.is_ok() { ResponseCode::InvalidRequest } else { ResponseCode::ResponseFailure };
         answered.then(|| self.send(device, request, code))
+    }
+
+    /// The host resets the function.
+    pub(super) fn reset_function(&mut self, device: PhysicalDevice) {
+        let empty = self.slot(device).present().is_ok_and(|meaning| meaning.ats == Ats::Off);
+        *self.function(device) = Function { empty, ..Function::default() };
+        self.page_requests.retain(|(other, _)| *other != device);
     }
 
     /// The host answers a group that reached it; whether there is one.

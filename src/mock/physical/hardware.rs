@@ -257,9 +257,7 @@ impl Hardware {
     /// The host resets the function: it keeps nothing, answers again, and its page requests are void. For
     /// [`device_reset`](crate::VIommu::device_reset).
     pub fn reset_function(&self, device: PhysicalDevice) {
-        let mut machine = self.machine();
-        machine.function(device).reset();
-        machine.page_requests.retain(|(other, _)| *other != device);
+        self.machine().reset_function(device);
     }
 
     /// The context in memory now; `None` where it is not valid.

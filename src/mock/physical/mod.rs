@@ -303,8 +303,8 @@ impl PhysicalIommu for Physical {
 
     fn release(&mut self, device: PhysicalDevice) {
         let mut vm = self.vm();
-        vm.contract.release(device);
         let mut machine = self.hardware.machine();
+        vm.contract.release(device, machine.function(device).empty);
         machine.owners.remove(&device);
         // What is left of its page requests the host drains.
         machine.function(device).void_requests();
