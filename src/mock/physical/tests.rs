@@ -1,12 +1,17 @@
 //! That each detector fires, and stays quiet where nothing is wrong.
 
+mod ats;
+mod contract;
+mod processes;
+
 use super::*;
-use crate::addr::{Gpa, Iova};
-use crate::backend::{Ats, FirstStage, Pages};
-use crate::fault::Cause;
-use crate::id::{FirstStageMode, ProcessId, Pscid, SecondStageMode};
+use crate::addr::{Gpa, Iova, Ppn};
+use crate::backend::{Ats, FirstStage, Pages, Processes, ResponseCode};
+use crate::fault::{Cause, TransactionType};
+use crate::id::{FirstStageMode, Prgi, ProcessDirectoryMode, ProcessId, Pscid, SecondStageMode};
 use crate::mock::Memory;
-use crate::mock::tables::{FirstStageTable, PageSize, pte};
+use crate::mock::tables::{FirstStageTable, PageSize, ProcessDirectory, process_ta, pte};
+use crate::pageq::PageRequest;
 use crate::regs::Capabilities;
 
 const DEVICE: PhysicalDevice = PhysicalDevice(0x10);
@@ -49,10 +54,16 @@ impl Vm {
         Self::using(&self.table, pscid)
     }
 
+    /// The first stage with PSCID 1, and what a device may do besides.
+    fn with_ats(&self, ats: Ats) -> Context {
+        let Context::FirstStage(stage) = self.context(1) else { unreachable!() };
+        Context::FirstStage(FirstStage { ats, ..stage })
+    }
+
     fn using(table: &FirstStageTable, pscid: u32) -> Context {
         Context::FirstStage(FirstStage {
             mode: FirstStageMode::Sv39,
-            root: crate::addr::Ppn::truncate(table.root().get() >> 12),
+            root: Ppn::truncate(table.root().get() >> 12),
             pscid: Pscid::new(pscid).unwrap(),
             sade: false,
             sbe: false,
@@ -83,6 +94,15 @@ impl Vm {
     fn read(&self) -> Dma {
         self.physical.hardware().dma(DEVICE, None, IOVA, false)
     }
+}
+
+/// A page request that waits for an answer, and the answer.
+fn request() -> PageRequest {
+    PageRequest::write(IOVA, Prgi::truncate(7))
+}
+
+fn success() -> PageResponse {
+    PageResponse { process: None, group: Prgi::truncate(7), code: ResponseCode::Success }
 }
 
 fn one_page(pscid: Option<u32>, non_leaf: bool) -> Invalidation<PhysicalDevice> {
@@ -287,180 +307,5 @@ mod strategies {
         vm.flush(Invalidation::Device(DEVICE));
         assert_eq!(vm.switch(DEVICE, new), 2);
         assert_eq!(vm.physical.hardware().mixtures(), 0);
-    }
-}
-
-mod contract {
-    use super::*;
-
-    fn vm() -> Vm {
-        Vm::translating(&Hardware::default(), 1, DEVICE)
-    }
-
-    #[test]
-    fn orders_and_answers_are_recorded() {
-        let mut vm = Vm::new(&Hardware::default(), 1);
-        let weak = HostCapabilities::new(Capabilities::new(), SecondStageMode::Sv39x4);
-        vm.physical.hardware().set_capabilities_of(DEVICE, weak);
-        vm.adopt(DEVICE);
-        vm.physical.answer_next_set_context(Ok(Applied::Blocked));
-        let bare = Context::SecondStageOnly { process_ids: false, ats: Ats::Off };
-        assert_eq!(vm.switch(DEVICE, bare), 2);
-        assert_eq!(vm.physical.context(DEVICE), Some(bare));
-        assert_eq!(vm.physical.context(OTHER), None);
-        vm.switch(DEVICE, Context::Blocked);
-        vm.physical.release(DEVICE);
-        let orders = vm.physical.take_orders();
-        assert_eq!(orders[0], Order::Adopt(DEVICE, Ok(weak)));
-        assert_eq!(orders[1], Order::SetContext(DEVICE, Context::Blocked, Ok(Applied::Switched)));
-        assert_eq!(orders[2], Order::Invalidate(std::vec![Invalidation::Device(DEVICE)], Ok(())));
-        assert_eq!(orders[3], Order::Fence(Ticket::new(1), FenceScope::ALL, Ok(Completion::Done)));
-        assert_eq!(orders[4], Order::SetContext(DEVICE, bare, Ok(Applied::Blocked)));
-        assert_eq!(orders.last(), Some(&Order::Release(DEVICE)));
-        // The device may go to another VM now.
-        assert!(vm.physical.adopt(DEVICE).is_ok());
-    }
-
-    #[test]
-    fn what_was_not_done_may_be_asked_for_again() {
-        let mut vm = vm();
-        vm.physical.answer_next_set_context(Err(OrderError::Busy));
-        let context = vm.context(2);
-        assert_eq!(vm.physical.set_context(DEVICE, &context), Err(OrderError::Busy));
-        vm.physical.answer_next_fence(Err(OrderError::Busy));
-        assert_eq!(vm.fence(), Err(OrderError::Busy));
-        assert_eq!(vm.physical.fence(Ticket::new(vm.ticket), FenceScope::ALL), Ok(Completion::Done));
-        vm.switch(DEVICE, context);
-    }
-
-    #[test]
-    fn a_refused_batch_is_done_in_part() {
-        let mut vm = vm();
-        assert!(!vm.read().stale);
-        vm.table.unmap(IOVA, PageSize::K4);
-        vm.physical.answer_next_invalidate(Err(OrderError::Refused { done: 1 }));
-        let orders = [Invalidation::AddressSpace(Pscid::new(2).unwrap()), Invalidation::FirstStage];
-        assert_eq!(vm.physical.invalidate(&orders), Err(OrderError::Refused { done: 1 }));
-        vm.flush(Invalidation::Everything);
-        assert!(!vm.read().stale);
-    }
-
-    #[test]
-    fn a_degraded_vm_goes_on_with_its_devices_blocked_until_all_is_flushed() {
-        let mut vm = vm();
-        for _ in 0..2 {
-            vm.physical.answer_next_invalidate(Err(OrderError::Refused { done: 0 }));
-            let _ = vm.physical.invalidate(&[Invalidation::Everything]);
-        }
-        vm.physical.set_context(DEVICE, &Context::Blocked).unwrap();
-        assert_eq!(vm.fence(), Ok(Completion::Done));
-        vm.flush(Invalidation::Device(DEVICE));
-        let context = vm.context(1);
-        vm.switch(DEVICE, context);
-    }
-
-    #[test]
-    fn a_reset_follows_a_fatal_failure() {
-        let mut vm = vm();
-        vm.physical.answer_next_fence(Err(OrderError::Fatal));
-        assert_eq!(vm.fence(), Err(OrderError::Fatal));
-        vm.switch(DEVICE, Context::Blocked);
-        let context = vm.context(1);
-        vm.switch(DEVICE, context);
-    }
-
-    #[test]
-    #[should_panic(expected = "contract: adopt of PhysicalDevice(16), which a vIOMMU has")]
-    fn adopting_anothers_device() {
-        let _ = Vm::new(vm().physical.hardware(), 2).physical.adopt(DEVICE);
-    }
-
-    macro_rules! breaches {
-        ($($name:ident: $message:literal, |$vm:ident| $orders:block)+) => {$(
-            #[test]
-            #[should_panic(expected = $message)]
-            fn $name() {
-                let mut $vm = vm();
-                $orders
-            }
-        )+};
-    }
-
-    breaches! {
-        adopting_twice: "contract: adopt of PhysicalDevice(16), which a vIOMMU has", |vm| {
-            let _ = vm.physical.adopt(DEVICE);
-        }
-        a_device_of_nobody: "contract: set_context of PhysicalDevice(32), which", |vm| {
-            let _ = vm.physical.set_context(OTHER, &Context::Blocked);
-        }
-        an_invalidation_for_a_device_of_nobody: "contract: invalidation of PhysicalDevice(32), which", |vm| {
-            let _ = vm.physical.invalidate(&[Invalidation::Device(OTHER)]);
-        }
-        translating_right_after_adopt: "but Blocked comes first", |vm| {
-            vm.physical.adopt(OTHER).unwrap();
-            let _ = vm.physical.set_context(OTHER, &vm.context(1));
-        }
-        trying_again_after_a_refused_context: "but Blocked comes first", |vm| {
-            vm.physical.answer_next_set_context(Err(OrderError::Refused { done: 0 }));
-            let _ = vm.physical.set_context(DEVICE, &vm.context(2));
-            let _ = vm.physical.set_context(DEVICE, &vm.context(1));
-        }
-        a_fence_after_a_refused_context: "not blocked after a failed set_context", |vm| {
-            vm.physical.answer_next_set_context(Err(OrderError::Refused { done: 0 }));
-            let _ = vm.physical.set_context(DEVICE, &vm.context(2));
-            let _ = vm.fence();
-        }
-        a_second_call_without_a_fence: "that Applied::Blocked asks for", |vm| {
-            vm.physical.hardware().set_strategy(Strategy::ThroughBlocked);
-            let new = vm.context(2);
-            assert_eq!(vm.physical.set_context(DEVICE, &new), Ok(Applied::Blocked));
-            let _ = vm.physical.invalidate(&[Invalidation::Device(DEVICE)]);
-            let _ = vm.physical.set_context(DEVICE, &new);
-        }
-        a_context_without_its_invalidation: "without the invalidation of PhysicalDevice(16)", |vm| {
-            let _ = vm.physical.set_context(DEVICE, &Context::Blocked);
-            let _ = vm.physical.invalidate(&[Invalidation::FirstStage]);
-            let _ = vm.fence();
-        }
-        an_old_ticket: "tickets only grow", |vm| {
-            let _ = vm.physical.fence(Ticket::new(vm.ticket), FenceScope::ALL);
-        }
-        an_empty_batch: "contract: an empty batch", |vm| {
-            let _ = vm.physical.invalidate(&[]);
-        }
-        a_range_that_ends_before_it_begins: "is no range of pages", |vm| {
-            let _ = vm.physical.invalidate(&[Invalidation::Pages(Pages::new(IOVA, Iova::new(0), None))]);
-        }
-        an_address_within_a_page: "is no range of pages", |vm| {
-            let pages = Pages { first: Iova::new(1), ..Pages::new(IOVA, IOVA, None) };
-            let _ = vm.physical.invalidate(&[Invalidation::Pages(pages)]);
-        }
-        a_refused_batch_that_is_forgotten: "issued once more as Everything", |vm| {
-            vm.physical.answer_next_invalidate(Err(OrderError::Refused { done: 0 }));
-            let _ = vm.physical.invalidate(&[Invalidation::FirstStage]);
-            let _ = vm.fence();
-        }
-        a_translating_device_on_a_degraded_host: "not blocked after the host failed", |vm| {
-            for _ in 0..2 {
-                vm.physical.answer_next_invalidate(Err(OrderError::Refused { done: 0 }));
-                let _ = vm.physical.invalidate(&[Invalidation::Everything]);
-            }
-            let _ = vm.fence();
-        }
-        an_invalidation_after_fatal: "after Fatal and before a reset", |vm| {
-            vm.physical.answer_next_fence(Err(OrderError::Fatal));
-            let _ = vm.fence();
-            let _ = vm.physical.invalidate(&[Invalidation::FirstStage]);
-        }
-        releasing_what_translates: "contract: release of PhysicalDevice(16), which is not Blocked", |vm| {
-            vm.physical.release(DEVICE);
-        }
-        releasing_before_the_fence_is_complete: "before a completed fence", |vm| {
-            vm.physical.set_pending(true);
-            let _ = vm.physical.set_context(DEVICE, &Context::Blocked);
-            let _ = vm.physical.invalidate(&[Invalidation::Device(DEVICE)]);
-            let _ = vm.fence();
-            vm.physical.release(DEVICE);
-        }
     }
 }
