@@ -111,9 +111,17 @@ fn through_blocked(old: Dwords, new: Dwords, settled: bool) -> Vec<Step> {
     if old == new {
         return plan;
     }
+    let mut old = old;
+    if old_tc & context::TC_ATS != 0 && !Tc::from_bits(old_tc).t2gpa() {
+        // An empty second stage does not hold up what is not translated again.
+        let tc = old_tc & !context::TC_ATS;
+        plan.push(Step::Store(context::TC, tc));
+        old.iter_mut().skip(context::TC).take(1).for_each(|dword| *dword = tc);
+    }
     if !plan.is_empty() || !settled {
         plan.push(Step::Drain);
     }
+    let [old_tc, ..] = old;
     let groups = if Tc::from_bits(old_tc).pdtv() == Tc::from_bits(new_tc).pdtv() {
         std::vec![stores(old, new, &[context::FSC, context::TA, context::TC])]
     } else {

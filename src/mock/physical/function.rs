@@ -117,7 +117,9 @@ impl Machine {
                 AtsAnswer::Granted { page, write: write && matches!(writes(self), Access::Translated(_)) }
             }
             // What a walk does not find is a success without permissions (rule ATS-04).
-            Access::Blocked | Access::Faulted(Cause::ReadPageFault | Cause::PdtNotValid) => AtsAnswer::Nothing,
+            Access::Blocked | Access::Unchecked(_) | Access::Faulted(Cause::ReadPageFault | Cause::PdtNotValid) => {
+                AtsAnswer::Nothing
+            }
             Access::Faulted(cause) => AtsAnswer::Refused(cause),
         }
     }
@@ -137,7 +139,8 @@ impl Machine {
                 Access::Faulted(Cause::TransactionTypeDisallowed)
             }
             Ok(meaning) if meaning.t2gpa && !meaning.context.is_open() => Access::Blocked,
-            Ok(_) => Access::Translated(to),
+            Ok(meaning) if meaning.t2gpa => Access::Translated(to),
+            Ok(_) => Access::Unchecked(to.get()),
         };
         let kind = if write { TransactionType::TranslatedWrite } else { TransactionType::TranslatedRead };
         if let Some(cause) = access.cause(write) {
@@ -167,7 +170,11 @@ impl Machine {
             Ok(meaning) if meaning.ats != Ats::Off && !meaning.context.is_open() => Access::Blocked,
             _ => reaches(self.ats_answer(device, present, process, iova, write, false), iova, write),
         };
-        Dma { access, context: used.ok().map(|meaning| meaning.context), stale: access != fresh }
+        let went = match access {
+            Access::Unchecked(to) => Access::Translated(Gpa::new(to)),
+            access => access,
+        };
+        Dma { access, context: used.ok().map(|meaning| meaning.context), stale: went != fresh }
     }
 
     /// An Invalidation Request; whether its completion came. With `EN_ATS` = 0 it is not looked at (rule ATS-21).

@@ -50,6 +50,8 @@ pub struct Dma {
 pub enum Access {
     /// The access goes here in the VM's physical space; its second stage is the identity.
     Translated(Gpa),
+    /// A Translated Request without `T2GPA`: the access goes to this physical address, whosever it is.
+    Unchecked(u64),
     /// The context is blocked: a guest-page fault on the empty second stage.
     Blocked,
     /// The access is aborted.
@@ -60,7 +62,7 @@ impl Access {
     /// The cause of the fault that is recorded for an untranslated or translated access.
     pub(super) const fn cause(self, write: bool) -> Option<Cause> {
         match self {
-            Self::Translated(_) => None,
+            Self::Translated(_) | Self::Unchecked(_) => None,
             Self::Blocked if write => Some(Cause::WriteGuestPageFault),
             Self::Blocked => Some(Cause::ReadGuestPageFault),
             Self::Faulted(cause) => Some(cause),

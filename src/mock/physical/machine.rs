@@ -112,11 +112,10 @@ impl Machine {
         self.ioatc.invalidate(gscid.get(), scope);
     }
 
-    /// The contexts of this VM's devices and all that is cached for it are gone.
+    /// The contexts of this VM's devices are gone. Translations stay: it is for the vIOMMU to see that they go.
     pub(super) fn lose(&mut self, gscid: Gscid) {
-        let Self { owners, slots, ioatc, .. } = self;
+        let Self { owners, slots, .. } = self;
         slots.retain(|device, _| owners.get(device) != Some(&gscid));
-        ioatc.invalidate(gscid.get(), Scope::default());
     }
 
     pub(super) fn dma(&mut self, device: PhysicalDevice, process: Option<ProcessId>, request: Request) -> Dma {

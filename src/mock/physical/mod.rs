@@ -136,8 +136,8 @@ impl Physical {
         if self.vm().timeouts.contains(&ticket) { FenceOutcome::AtsTimeout } else { FenceOutcome::Complete }
     }
 
-    /// The physical IOMMU loses what it had for this VM: contexts, caches, and the orders and fences that were under way;
-    /// its devices are blocked. What devices keep by themselves stays. For
+    /// The physical IOMMU loses what it had for this VM: contexts, and the orders and fences that were under way; its
+    /// devices are blocked. Translations may stay, and what devices keep by themselves. For
     /// [`host_lost_state`](crate::VIommu::host_lost_state).
     pub fn lose_state(&self) {
         let mut vm = self.vm();

@@ -113,3 +113,33 @@ fn with(dwords: &Dwords, place: usize, value: u64) -> Dwords {
     }
     dwords
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STAGE: u64 = 0x8000_7000_0010_001c;
+    const EN_ATS: u64 = 0x3;
+    const EN_ATS_T2GPA: u64 = 0xb;
+
+    #[test]
+    fn requests_that_bypass_the_second_stage_are_allowed_by_who_asked_for_them() {
+        let mut slot = Slot::default();
+        assert!(!slot.store(context::TC, EN_ATS_T2GPA), "what comes back is translated again");
+        assert!(slot.store(context::TC, EN_ATS), "TR-11");
+        let mut slot = Slot::default();
+        slot.ask_for(&[EN_ATS, STAGE, 0, 0, 0, 0, 0, 0]);
+        assert!(!slot.store(context::TC, EN_ATS));
+    }
+
+    #[test]
+    fn less_of_ats_than_was_asked_for_is_no_mixture() {
+        let mut slot = Slot::default();
+        slot.ask_for(&[EN_ATS_T2GPA, STAGE, 0, 0, 0, 0, 0, 0]);
+        assert!(!slot.store(context::IOHGATP, STAGE), "without ATS so far");
+        assert!(!slot.store(context::TC, EN_ATS_T2GPA));
+        assert!(slot.store(context::TC, EN_ATS_T2GPA | 4), "page requests were not asked for");
+        slot.settle();
+        assert!(slot.store(context::TC, EN_ATS), "nor was a bypass");
+    }
+}

@@ -147,9 +147,18 @@ fn without_t2gpa_a_translated_request_goes_anywhere_until_en_ats_is_0() {
         .set_capabilities_of(DEVICE, HostCapabilities { capabilities: host.capabilities.with_t2gpa(false), ..host });
     let mut vm = ats(&hardware);
     let anywhere = Gpa::new(0x6666_6000);
-    assert_eq!(hardware.translated(DEVICE, None, anywhere, true), Access::Translated(anywhere), "TR-11");
-    vm.switch(DEVICE, Context::Blocked);
+    let unchecked = Access::Unchecked(anywhere.get());
+    assert_eq!(hardware.translated(DEVICE, None, anywhere, true), unchecked, "TR-11");
+    assert_eq!((through_atc(&vm).access, through_atc(&vm).stale), (Access::Unchecked(PAGE.get()), false), "TR-11");
     let disallowed = Access::Faulted(Cause::TransactionTypeDisallowed);
+    // On the way to another context too.
+    hardware.set_strategy(Strategy::ThroughBlocked);
+    assert_eq!(vm.physical.set_context(DEVICE, &vm.with_ats(Ats::Translations)), Ok(Applied::Blocked));
+    vm.flush(Invalidation::Device(DEVICE));
+    assert_eq!(hardware.translated(DEVICE, None, anywhere, true), disallowed, "TR-08");
+    vm.switch(DEVICE, vm.with_ats(Ats::Translations));
+    assert_eq!(hardware.translated(DEVICE, None, anywhere, true), unchecked, "TR-11");
+    vm.switch(DEVICE, Context::Blocked);
     assert_eq!(hardware.translated(DEVICE, None, anywhere, true), disallowed, "TR-08");
     assert_eq!(hardware.mixtures(), 0);
 }
@@ -276,7 +285,8 @@ fn no_strategy_gives_more_of_ats_than_was_asked_for() {
             Context::Processes(processes),
             vm.with_ats(Ats::Translations),
         ];
-        for context in all.into_iter().chain([Context::Quiesced, Context::Blocked, all[0], Context::Blocked]) {
+        let closed = [Context::Quiesced, Context::Blocked];
+        for context in all.into_iter().chain(closed).chain([all[3]]).chain(closed).chain([all[0], Context::Blocked]) {
             vm.switch(DEVICE, context);
             assert_eq!(hardware.context(DEVICE), Some(context), "{strategy:?}");
         }

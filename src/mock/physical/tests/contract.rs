@@ -36,6 +36,12 @@ fn a_device_with_ats_is_released_when_it_has_forgotten_all() {
     vm.switch(DEVICE, Context::Blocked);
     vm.physical.release(DEVICE);
     let mut vm = ats();
+    vm.physical.hardware().set_unresponsive(DEVICE, true);
+    empty(&mut vm);
+    vm.switch(DEVICE, vm.with_ats(Ats::Off));
+    vm.switch(DEVICE, Context::Blocked);
+    vm.physical.release(DEVICE);
+    let mut vm = ats();
     vm.physical.answer_next_set_context(Err(OrderError::Refused { done: 0 }));
     let _ = vm.physical.set_context(DEVICE, &Context::Quiesced);
     vm.switch(DEVICE, Context::Blocked);
@@ -302,6 +308,25 @@ breaches! {
         empty(&mut vm);
         vm.switch(DEVICE, Context::Blocked);
         vm.physical.release(DEVICE);
+    }
+    a_device_that_answers_again: "which may keep translations", |vm| {
+        vm.switch(DEVICE, vm.with_ats(Ats::Translations));
+        for unresponsive in [true, false] {
+            vm.physical.hardware().set_unresponsive(DEVICE, unresponsive);
+            empty(&mut vm);
+        }
+        vm.switch(DEVICE, Context::Blocked);
+        vm.physical.release(DEVICE);
+    }
+    answering_for_an_earlier_owner: "which waits for no such response", |vm| {
+        vm.switch(DEVICE, vm.with_ats(Ats::PageRequests));
+        let _ = vm.physical.hardware().page_request(DEVICE, &request());
+        vm.switch(DEVICE, Context::Quiesced);
+        empty(&mut vm);
+        vm.switch(DEVICE, Context::Blocked);
+        vm.physical.release(DEVICE);
+        vm.adopt(DEVICE);
+        let _ = vm.physical.page_response(DEVICE, &success());
     }
     emptying_before_it_is_quiet: "which may keep translations", |vm| {
         vm.switch(DEVICE, vm.with_ats(Ats::Translations));
