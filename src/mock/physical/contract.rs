@@ -223,7 +223,7 @@ impl Contract {
         let pages = what.last.get().wrapping_sub(what.first.get()) >> 12;
         let power = what.first <= what.last && pages & pages.wrapping_add(1) == 0;
         assert!(
-            power && what.first.get() & (pages << 12 | 0xfff) == 0 && what.last.get() & 0xfff == 0,
+            power && what.first.get() & (pages << 12 | 0xfff) == 0 && what.last == what.last.page(),
             "contract: {what:?} is no aligned power of two pages"
         );
         assert!(what.process.is_some() || !what.global, "contract: {what:?} is global without a PASID");

@@ -256,7 +256,7 @@ fn permit(meaning: Meaning) -> Result<Meaning, Cause> {
 /// Whether requests may have this process id (rules TR-09, TR-10).
 fn takes(context: &Context, process: ProcessId) -> bool {
     match context {
-        Context::Processes(processes) => super::processes::width(processes.mode) >= 32 - process.get().leading_zeros(),
+        Context::Processes(processes) => super::processes::holds(processes.mode, process),
         Context::SecondStageOnly { process_ids, .. } => *process_ids,
         Context::FirstStage(_) => false,
         Context::Blocked | Context::Quiesced => true,

@@ -17,7 +17,7 @@ use super::driver::Strategy;
 use super::function::{Function, response_to};
 use super::hardware::{Access, Dma, Traffic};
 use super::ioatc::{Ioatc, Scope};
-use super::processes::Pdt;
+use super::processes::{self, Pdt};
 use super::slot::Slot;
 use super::walk::{Request, Walk};
 
@@ -152,15 +152,15 @@ impl Machine {
         let (stage, sum) = match context {
             Context::SecondStageOnly { process_ids, .. } if process_ids || process.is_none() => return identity,
             Context::FirstStage(stage) if process.is_none() => (stage, false),
-            Context::Processes(processes) => {
+            Context::Processes(directory) => {
                 // Rule TR-14.
-                let Some(process) = process.or(processes.dpe.then_some(ProcessId::truncate(0))) else {
+                let Some(process) = process.or(directory.dpe.then_some(ProcessId::truncate(0))) else {
                     return identity;
                 };
-                let pdt = Pdt { memory, processes: &processes, capabilities };
-                if !pdt.holds(process) {
+                if !processes::holds(directory.mode, process) {
                     return disallowed;
                 }
+                let pdt = Pdt { memory, processes: &directory, capabilities };
                 let slot = self.slots.entry(device).or_default();
                 match if cached { pdt.cached(process, &mut slot.processes) } else { pdt.fresh(process) } {
                     Err(cause) => return Access::Faulted(cause),

@@ -48,11 +48,6 @@ pub(super) struct Pdt<'a> {
 }
 
 impl Pdt<'_> {
-    /// Whether a process id is within the width of the directory (rule TR-10).
-    pub(super) const fn holds(self, process: ProcessId) -> bool {
-        process.get().wrapping_shr(width(self.processes.mode)) == 0
-    }
-
     /// The context of a process as it is in memory now.
     pub(super) fn fresh(self, process: ProcessId) -> Result<ProcessContext, Cause> {
         self.walk(process, &mut PdtCache::default())
@@ -132,9 +127,9 @@ const fn levels(mode: ProcessDirectoryMode) -> u32 {
     }
 }
 
-/// Bits of a process id.
-pub(super) const fn width(mode: ProcessDirectoryMode) -> u32 {
-    shift(levels(mode))
+/// Whether a process id is within the width of a directory (rule TR-10).
+pub(super) const fn holds(mode: ProcessDirectoryMode, process: ProcessId) -> bool {
+    process.get().wrapping_shr(shift(levels(mode))) == 0
 }
 
 /// The lowest bit of the index of this level: PDI[0] is bits 7:0, PDI[1] 16:8, PDI[2] 19:17.
