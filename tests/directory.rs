@@ -8,7 +8,8 @@ use riscv_viommu::mock::tables::{self, Directory};
 use riscv_viommu::mock::{Hardware, Memory, Order, Physical, PhysicalDevice, Wires};
 use riscv_viommu::{
     Ats, Attachment, Cause, Config, Context, DeviceId, DevicePolicy, FirstStageMode, Gpa, Gscid, HostFault,
-    InterruptKinds, Invalidation, Iova, MemoryFault, Parts, ProcessId, Progress, Pscid, TransactionType, VIommu, Width,
+    InterruptKinds, Invalidation, Iova, MemoryFault, Parts, Ppn, ProcessDirectoryMode, ProcessId, Processes, Progress,
+    Pscid, TransactionType, VIommu, Width,
 };
 
 const NVME: PhysicalDevice = PhysicalDevice(0x77);
@@ -236,7 +237,7 @@ fn dtf_counts_only_in_a_good_context() {
 fn hardware_gets_what_the_context_says_and_nothing_else() {
     let root = 0x8_0123;
     let stage = |mode, sade, sbe| Some((mode, root, 0xa_bcde, sade, sbe));
-    let cases: [(&str, [u64; 4], Option<Context>, Option<_>); 10] = [
+    let cases: [(&str, [u64; 4], Option<Context>, Option<_>); 11] = [
         ("DC-24", [V, 0, 0xabcd_e000, 8 << 60 | root], None, stage(FirstStageMode::Sv39, false, false)),
         ("DC-09", [V | SADE, 0, 0xabcd_e000, 9 << 60 | root], None, stage(FirstStageMode::Sv48, true, false)),
         ("DC-11", [V | SBE, 0, 0xabcd_e000, 10 << 60 | root], None, stage(FirstStageMode::Sv57, false, true)),
@@ -255,7 +256,13 @@ fn hardware_gets_what_the_context_says_and_nothing_else() {
             stage(FirstStageMode::Sv39, false, false),
         ),
         ("DCK-14", [V, 8 << 60, 0, 8 << 60 | root], Some(Context::Blocked), None),
-        ("DCK-08", [V | PDTV, 0, 0, 1 << 60 | root], Some(Context::Blocked), None),
+        (
+            "DC-25",
+            [V | PDTV, 0, 0, 1 << 60 | root],
+            Some(Context::Processes(Processes::new(ProcessDirectoryMode::Pd8, Ppn::truncate(root)))),
+            None,
+        ),
+        ("DCK-08", [V | PDTV, 0, 0, 4 << 60 | root], Some(Context::Blocked), None),
         ("DCK-01", [V, 0, 1 << 40, 8 << 60 | root], Some(Context::Blocked), None),
         ("DCK-02", [V | 2, 0, 0, 8 << 60 | root], Some(Context::Blocked), None),
     ];

@@ -2,9 +2,9 @@
 //!
 //! | part | what it is | what it catches |
 //! |---|---|---|
-//! | [`Memory`] | guest memory that records, fails and changes when told to | double fetches, wrong order of visibility |
+//! | [`Memory`] | guest memory that records, fails and changes when told to | double fetches, wrong order of visibility, unpaired watches |
 //! | [`Wires`] | interrupt wires | levels that are set without a change |
-//! | [`Physical`], [`Hardware`] | a host driver and a physical IOMMU with caches, shared by several VMs | stale translations, mixed contexts, breaches of the [`PhysicalIommu`](crate::PhysicalIommu) contract |
+//! | [`Physical`], [`Hardware`] | a host driver and a physical IOMMU with caches, and its devices with theirs, shared by several VMs | stale translations and process contexts, mixed contexts, page requests answered twice or not asked, breaches of the [`PhysicalIommu`](crate::PhysicalIommu) contract |
 //! | [`tables`] | directories and first-stage tables in guest memory | |
 //! | [`guest`] | the guest driver's half of the queues, as literals from the specification | an encoding that only agrees with itself |
 //!

@@ -215,8 +215,8 @@ impl Hardware {
         self.machine().function(device).kept()
     }
 
-    /// Whether a device leaves Invalidation Requests unanswered from now on: what it keeps it keeps, and the fence after
-    /// them finds a [timeout](crate::Completion::AtsTimeout).
+    /// Whether a device leaves Invalidation Requests unanswered from now on: what it keeps it keeps, and the fence
+    /// after them finds a [timeout](crate::Completion::AtsTimeout).
     pub fn set_unresponsive(&self, device: PhysicalDevice, unresponsive: bool) {
         self.machine().function(device).unresponsive = unresponsive;
     }

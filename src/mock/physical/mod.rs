@@ -130,7 +130,7 @@ impl Physical {
         self.complete(Ticket::new(u64::MAX))
     }
 
-    /// How a fence that [completed](Self::complete) ended: what the test gives [`fence_done`](crate::VIommu::fence_done).
+    /// How a fence that [completed](Self::complete) ended, for [`fence_done`](crate::VIommu::fence_done).
     #[must_use]
     pub fn outcome(&self, ticket: Ticket) -> FenceOutcome {
         if self.vm().timeouts.contains(&ticket) { FenceOutcome::AtsTimeout } else { FenceOutcome::Complete }

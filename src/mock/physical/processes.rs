@@ -1,5 +1,5 @@
-//! The process directory as the modelled IOMMU walks it (rules PDT-01 to PDT-16, PCK-01 to PCK-03), and what it keeps of
-//! it. The second stage is the identity: what is not memory of the VM is an access fault.
+//! The process directory as the modelled IOMMU walks it (rules PDT-01 to PDT-16, PCK-01 to PCK-03), and what it keeps
+//! of it. The second stage is the identity: what is not memory of the VM is an access fault.
 
 use std::collections::BTreeMap;
 

@@ -240,7 +240,7 @@ breaches! {
     invalidating_the_cache_of_a_device_without_ats: "whose context has no ATS", |vm| {
         let _ = vm.physical.ats_invalidate(DEVICE, &AtsInvalidation::ALL);
     }
-    invalidating_a_cache_after_a_refused_context: "contract: ats_invalidate of PhysicalDevice(16) after a failed", |vm| {
+    invalidating_a_cache_after_a_refused_context: "ats_invalidate of PhysicalDevice(16) after a failed", |vm| {
         vm.switch(DEVICE, vm.with_ats(Ats::Translations));
         vm.physical.answer_next_set_context(Err(OrderError::Refused { done: 0 }));
         let _ = vm.physical.set_context(DEVICE, &vm.context(2));
