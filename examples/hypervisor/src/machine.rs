@@ -119,6 +119,7 @@ pub const GUEST_RAM: [(u64, u64); VMS] = [(0x1_0000_0000, 0x2000_0000), (0x1_200
 
 /// What the hypervisor was told on its command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent options")]
 pub struct Options<'a> {
     /// VMs to run.
     pub vms: usize,
@@ -130,6 +131,8 @@ pub struct Options<'a> {
     pub extended: bool,
     /// The IOMMU reads process directories through the second stage. No register says so: it has to be known.
     pub processes: bool,
+    /// Guests' IOMMUs are saved and restored, again and again.
+    pub snapshots: bool,
     /// Which negative control this is.
     pub sabotage: crate::backend::Sabotage,
     /// Most exits of a vIOMMU that still pass.
@@ -148,6 +151,7 @@ impl<'a> Options<'a> {
             mirror: true,
             extended: false,
             processes: false,
+            snapshots: false,
             sabotage: crate::backend::Sabotage::None,
             exits: None,
         };
@@ -164,6 +168,8 @@ impl<'a> Options<'a> {
                 Some(("contexts", "extended")) => options.extended = true,
                 Some(("processes", "on")) => options.processes = true,
                 Some(("processes", "off")) => options.processes = false,
+                Some(("snapshots", "on")) => options.snapshots = true,
+                Some(("snapshots", "off")) => options.snapshots = false,
                 Some(("exits", most)) => options.exits = Some(most.parse().map_err(|_| word)?),
                 Some(("sabotage", how)) => {
                     let found = sabotages.iter().find(|(name, _)| *name == how);
@@ -185,7 +191,8 @@ mod tests {
     fn options_are_read_and_a_word_not_understood_is_named() {
         let options = Options::parse("vms=2 mirror=off contexts=extended processes=on sabotage=no-gvma exits=4100")
             .expect("parses");
-        assert!(options.vms == 2 && !options.mirror && options.extended && options.processes);
+        assert!(options.vms == 2 && !options.mirror && options.extended && options.processes && !options.snapshots);
+        assert!(Options::parse("snapshots=on").is_ok_and(|options| options.snapshots));
         assert_eq!((options.sabotage, options.exits), (Sabotage::NoGvma, Some(4100)));
         assert!(Options::parse("").is_ok_and(|options| !options.processes), "an IOMMU nobody vouches for");
         for wrong in ["vms=3", "mirror", "sabotage=none-such", "exits=many"] {

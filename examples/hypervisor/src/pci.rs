@@ -11,6 +11,7 @@ pub const BUS_SIZE: u64 = 256 * FUNCTION_SIZE;
 
 const COMMAND: u16 = 0x04;
 const COMMAND_MEMORY: u32 = 1 << 1;
+const COMMAND_MASTER: u32 = 1 << 2;
 const BARS: core::ops::Range<u16> = 0x10..0x28;
 const ROM: u16 = 0x30;
 /// Line and pin of a wired interrupt, in the low bytes of the word.
@@ -120,6 +121,12 @@ impl<C: ConfigSpace> Function<C> {
                 (at & !3 == COMMAND) | self.put_back()
             }
         }
+    }
+
+    /// Whether it may access memory.
+    #[must_use]
+    pub fn is_master(&self) -> bool {
+        self.config.read(self.number, COMMAND, 2) & COMMAND_MASTER != 0
     }
 
     /// The windows that answer now.
@@ -273,6 +280,17 @@ mod tests {
         let function = function(&fake);
         let bytes = [0x3c, 0x3d, 0x3e, 0x3f].map(|at| function.read(OWN + at, 1) & 0xff);
         assert_eq!((bytes, function.read(OWN + 0x3c, 4)), ([7, 0, 2, 3], 0x0302_0007));
+    }
+
+    #[test]
+    fn a_function_accesses_memory_while_its_command_register_lets_it() {
+        let fake = Fake::new();
+        let mut function = function(&fake);
+        assert!(!function.is_master());
+        for (command, masters) in [(0x2, false), (0x6, true), (0x4, true), (0x403, false)] {
+            function.write(OWN + 0x4, 2, command);
+            assert_eq!(function.is_master(), masters, "{command:#x}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use spin::Mutex;
 use crate::boot::{self, Board};
 use crate::canary;
 use crate::console::{print_last, say};
-use crate::vm::{Verdict, Vm};
+use crate::vm::{Snapshots, Verdict, Vm};
 
 /// Takes the VMs' devices back, says what happened, and ends the machine.
 pub(crate) fn finish(board: &Board) -> ! {
@@ -48,6 +48,7 @@ fn wrong_with(vm: &Vm, board: &Board) -> Option<&'static str> {
         (vm.verdict.is_some(), "ended without a verdict"),
         (vm.canary.changed().is_none(), "the canary in its memory has changed"),
         (vm.iommu.health() == Health::Good, "its vIOMMU is not in good health"),
+        (vm.has_its_snapshots(), "its vIOMMU was never saved with its device at work"),
         (board.shared.options.exits.is_none_or(|most| exits <= most), "more exits of its vIOMMU than allowed"),
     ];
     checks.into_iter().find(|(holds, _)| !holds).map(|(_, why)| why)
@@ -151,6 +152,13 @@ fn work_of(vm: &Vm) {
         ("stale", stats.stale_events),
     ];
     line(name, "faults", &faults);
+    let Snapshots { restored, with_a_fence, at_work, bytes } = vm.snapshots;
+    if restored != 0 {
+        say!(
+            "report: {name}: saved and restored {restored} times, {with_a_fence} with a fence that waited, {at_work} with \
+              the device at work, last in {bytes} bytes; work of the vIOMMU is since then"
+        );
+    }
 }
 
 fn of_driver(board: &Board) {

@@ -2,6 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::console::say;
 use crate::csr;
 use crate::imsic;
 use crate::memory::{PAGE, Pages, Pool};
@@ -95,6 +96,9 @@ pub(crate) struct Nvme {
     table: usize,
     admin: Pair,
     io: Pair,
+    /// The hypervisor is to save and restore the IOMMU now and then.
+    pub(crate) snapshots: bool,
+    transfers: u32,
 }
 
 impl Nvme {
@@ -103,7 +107,8 @@ impl Nvme {
         assert!(pci::class() == Some(0x01_0802), "00:01.0 is no NVMe controller");
         let bar = pci::place(base);
         let pages = pool.pages(QUEUE_PAGES);
-        Self { bar, table: pci::enable_msi_x(), admin: Pair::new(0, pages), io: Pair::new(1, pages) }
+        let (admin, io) = (Pair::new(0, pages), Pair::new(1, pages));
+        Self { bar, table: pci::enable_msi_x(), admin, io, snapshots: false, transfers: 0 }
     }
 
     /// Places the registers somewhere else.
@@ -189,8 +194,12 @@ impl Nvme {
         self.answer(|nvme| &mut nvme.io)
     }
 
-    /// Transfers up to 8 KiB.
+    /// Transfers up to 8 KiB. Nothing may be under way before.
     pub(crate) fn transfer(&mut self, way: Way, block: u64, bytes: usize, prp: [u64; 2]) -> Outcome {
+        self.transfers += 1;
+        if self.snapshots && self.transfers.is_multiple_of(7) {
+            say!("@hv snapshot");
+        }
         self.submit(way, block, bytes, prp);
         self.wait()
     }

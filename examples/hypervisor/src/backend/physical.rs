@@ -47,6 +47,8 @@ pub struct VmIommu<B: 'static> {
     /// Contexts of the devices it has adopted.
     contexts: Vec<(PhysicalId, &'static Words), 4>,
     sabotage: Sabotage,
+    /// No fence is done at once.
+    slow: bool,
     /// The fence that ends when the faults of what it ended have been told.
     pending: Option<Ticket>,
     /// What it was told.
@@ -73,7 +75,13 @@ impl<B: Bus> VmIommu<B> {
             invalidations: 0,
             fences: 0,
         };
-        Self { driver, frames, vm, host, contexts: Vec::new(), sabotage, pending: None, orders }
+        Self { driver, frames, vm, host, contexts: Vec::new(), sabotage, slow: false, pending: None, orders }
+    }
+
+    /// As an IOMMU that takes its time does: no fence is done at once.
+    #[must_use]
+    pub fn with_slow_fences(self, slow: bool) -> Self {
+        Self { slow, ..self }
     }
 
     /// Drops everything cached for this VM, and waits until it is dropped: after a change of its second stage.
@@ -88,6 +96,12 @@ impl<B: Bus> VmIommu<B> {
     /// The fence that was answered with `Pending`, if the vIOMMU has not been told that it is done.
     pub const fn take_pending(&mut self) -> Option<Ticket> {
         self.pending.take()
+    }
+
+    /// Whether there is such a fence.
+    #[must_use]
+    pub const fn is_pending(&self) -> bool {
+        self.pending.is_some()
     }
 
     /// The contexts of this VM's devices, for the scenarios that damage them.
@@ -183,7 +197,7 @@ impl<B: Bus> PhysicalIommu for VmIommu<B> {
                 driver.submit(issuer, core::iter::once(stale)).map_err(fatal)?;
             }
         }
-        if driver.has_faults(self.vm) {
+        if self.slow || driver.has_faults(self.vm) {
             // They are of what the fence has ended: the vIOMMU hears of them first.
             self.pending = Some(upto);
             return Ok(Completion::Pending);

@@ -26,17 +26,20 @@ pub enum Sabotage {
     NoGvma,
     /// Contexts of processes are not dropped.
     NoInvalPdt,
+    /// A vIOMMU that was saved while its device was at work begins anew.
+    LostSnapshot,
 }
 
 impl Sabotage {
     /// All of them, by name.
-    pub const NAMES: [(&str, Self); 6] = [
+    pub const NAMES: [(&str, Self); 7] = [
         ("no-invalidate", Self::NoInvalidate),
         ("no-block", Self::NoBlock),
         ("shared-gscid", Self::SharedGscid),
         ("early-fence", Self::EarlyFence),
         ("no-gvma", Self::NoGvma),
         ("no-inval-pdt", Self::NoInvalPdt),
+        ("lost-snapshot", Self::LostSnapshot),
     ];
 
     /// Whether a command goes to the hardware.

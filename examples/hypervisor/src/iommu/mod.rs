@@ -6,6 +6,7 @@
 
 mod bus;
 mod directory;
+mod error;
 mod owners;
 mod queue;
 
@@ -20,6 +21,7 @@ use riscv_viommu::{Capabilities, DeviceId, Gscid, Igs, Ppn, Register};
 
 pub(crate) use bus::order_device_and_memory;
 pub use bus::{Bus, Mmio};
+pub use error::IommuError;
 pub use owners::{Issuer, Owners, VMS, VmId};
 pub(crate) use queue::COMMANDS;
 
@@ -49,21 +51,6 @@ const FAULT_VECTOR: u8 = 1;
 /// A device as the physical IOMMU knows it. A guest's [`DeviceId`] is a number of another world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PhysicalId(pub DeviceId);
-
-/// Why the IOMMU can not be used, or no longer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IommuError {
-    /// It lacks something this hypervisor needs.
-    Lacks(&'static str),
-    /// No memory for tables.
-    OutOfFrames,
-    /// A register did not come to say what it has to.
-    Stuck(Register),
-    /// The command queue stopped.
-    Stopped(Cqcsr),
-    /// A command or context named what is not its issuer's.
-    Foreign,
-}
 
 /// Where an interrupt of the IOMMU is stored.
 #[derive(Clone, Copy, Debug)]

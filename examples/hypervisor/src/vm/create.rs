@@ -4,25 +4,28 @@ use core::sync::atomic::Ordering;
 
 use heapless::Vec;
 use hypervisor::backend::context::Host;
-use hypervisor::backend::{GuestRam, InterruptFile, Mirror, Sabotage, Sabotaged, VmBackend, VmIommu, Wires};
+use hypervisor::backend::{GuestRam, InterruptFile, Mirror, Sabotage, Sabotaged, VmIommu, Wires};
 use hypervisor::frames::{Frames, Table};
-use hypervisor::iommu::{Mmio, PhysicalId, VmId};
+use hypervisor::iommu::{PhysicalId, VmId};
 use hypervisor::machine::{GUEST_RAM, Machine, Options, guest};
 use hypervisor::pci::{self, Function};
 use hypervisor::second_stage::{self, Access, MapError, SecondStage};
 use riscv_viommu::addr::PAGE_SIZE;
 use riscv_viommu::ddt::{Iohgatp, MsiPageBits, Msiptp};
 use riscv_viommu::msi::MsiPte;
-use riscv_viommu::{Config, DeviceId, DevicePolicy, Gscid, Parts, Ppn, VIommu};
+use riscv_viommu::{Attachment, Config, DeviceId, DevicePolicy, Gscid, Parts, Ppn, VIommu};
 use spin::Mutex;
 
-use super::{Driver, Ecam, Exits, Vm};
+use super::{Driver, Ecam, Exits, Snapshots, Vm, VmViommu};
 use crate::canary::Canary;
 use crate::console::{Line, say};
 use crate::hart::{self, Guest};
 
 /// `msiptp.MODE` of a flat MSI page table.
 const MSIPTP_FLAT: u8 = 1;
+
+/// The guest's one device, as its directory has it.
+const GUEST_DEVICE: DeviceId = DeviceId::truncate(pci::GUEST_FUNCTION as u32);
 
 /// What all VMs share.
 pub(crate) struct Shared {
@@ -52,13 +55,9 @@ impl Vm {
         let file = InterruptFile { gpa: guest::IMSIC, hpa: machine.interrupt_file(hart, 1) };
         let tables =
             Tables::new(&mut frames.lock(), id, file, options.mirror).map_err(|_| "page frames are used up")?;
-        let mut iommu = viommu(id, file, &tables, shared)?;
-        let (guest_id, device) = (DeviceId::truncate(pci::GUEST_FUNCTION.into()), DeviceId::truncate(number.into()));
-        let attached = iommu.attach(guest_id, PhysicalId(device), DevicePolicy::default());
-        let attached = attached.map_err(|error| {
-            say!("hypervisor: the vIOMMU: {error}");
-            "the vIOMMU did not take the device"
-        })?;
+        let device = PhysicalId(DeviceId::truncate(number.into()));
+        let blueprint = Blueprint::new(id, device, file, &tables, shared)?;
+        let (iommu, attachment) = blueprint.build()?;
 
         // SAFETY: the beginning of this VM's RAM; images are behind it.
         let canary = unsafe { Table::at(Ppn::truncate(ram / PAGE_SIZE), guest::CANARY as usize / 8) };
@@ -66,7 +65,9 @@ impl Vm {
             id,
             name: options.names[id.index()],
             iommu,
-            attachment: attached.attachment,
+            attachment,
+            blueprint,
+            snapshots: Snapshots::default(),
             driver,
             frames,
             hart_stage: tables.hart,
@@ -121,41 +122,65 @@ impl Tables {
     }
 }
 
-/// The vIOMMU of a VM, started.
-fn viommu(
+/// What a VM's vIOMMU is made by, as often as it is made.
+pub(super) struct Blueprint {
     id: VmId,
+    device: PhysicalId,
     file: InterruptFile,
-    tables: &Tables,
-    shared: &Shared,
-) -> Result<VIommu<VmBackend<Mmio>, 4>, &'static str> {
-    let Shared { options, driver, frames, nothing, .. } = shared;
-    let gscids = gscids(id, options.sabotage);
-    // That a GSCID is taken is an error, but for the sabotage that wants one for all and see what comes of it.
-    driver.lock().owners_mut().lenient = options.sabotage == Sabotage::SharedGscid;
-    let granted = gscids.iter().all(|gscid| driver.lock().owners_mut().grant_gscid(*gscid, id));
-    if !granted && options.sabotage != Sabotage::SharedGscid {
-        return Err("a GSCID is taken");
+    mirror: Option<Mirror>,
+    host: Host,
+    pub(super) options: Options<'static>,
+    driver: &'static Driver,
+    frames: &'static Mutex<Frames>,
+}
+
+impl Blueprint {
+    fn new(
+        id: VmId,
+        device: PhysicalId,
+        file: InterruptFile,
+        tables: &Tables,
+        shared: &Shared,
+    ) -> Result<Self, &'static str> {
+        let Shared { options, driver, frames, nothing, .. } = shared;
+        let gscids = gscids(id, options.sabotage);
+        // That a GSCID is taken is an error, but for the sabotage that wants one for all and see what comes of it.
+        driver.lock().owners_mut().lenient = options.sabotage == Sabotage::SharedGscid;
+        let granted = gscids.iter().all(|gscid| driver.lock().owners_mut().grant_gscid(*gscid, id));
+        if !granted && options.sabotage != Sabotage::SharedGscid {
+            return Err("a GSCID is taken");
+        }
+        let iohgatp = Iohgatp::new().with_mode(second_stage::MODE.encoding());
+        let host = Host {
+            open: iohgatp.with_gscid(gscids[0]).with_ppn(tables.dma.root()),
+            blocked: iohgatp.with_gscid(gscids[1]).with_ppn(nothing.root()),
+            msiptp: Msiptp::new().with_mode(MSIPTP_FLAT).with_ppn(tables.msi.ppn()),
+            mask: MsiPageBits::new().with_page(0),
+            pattern: MsiPageBits::new().with_page(file.gpa.get() / PAGE_SIZE),
+        };
+        Ok(Self { id, device, file, mirror: tables.mirror, host, options: *options, driver, frames })
     }
-    let iohgatp = Iohgatp::new().with_mode(second_stage::MODE.encoding());
-    let host = Host {
-        open: iohgatp.with_gscid(gscids[0]).with_ppn(tables.dma.root()),
-        blocked: iohgatp.with_gscid(gscids[1]).with_ppn(nothing.root()),
-        msiptp: Msiptp::new().with_mode(MSIPTP_FLAT).with_ppn(tables.msi.ppn()),
-        mask: MsiPageBits::new().with_page(0),
-        pattern: MsiPageBits::new().with_page(file.gpa.get() / PAGE_SIZE),
-    };
-    let (ram, size) = GUEST_RAM[id.index()];
-    // SAFETY: this RAM and this file are of this VM alone.
-    let memory = unsafe { GuestRam::new(guest::RAM, ram, size, file, tables.mirror) };
-    let physical = VmIommu::new(driver, frames, id, host, options.sabotage);
-    let physical = Sabotaged::new(physical, options.sabotage);
-    let mut iommu = VIommu::new(Parts { memory, interrupts: Wires::default(), physical });
-    let config = Config::nested().with_mirror(options.mirror).with_extended_contexts(options.extended);
-    iommu.start(&config).map_err(|error| {
-        say!("hypervisor: the vIOMMU: {error}");
-        "the IOMMU can not be nested: QEMU 10.0 or newer has one that can"
-    })?;
-    Ok(iommu)
+
+    /// The vIOMMU, started, with the device.
+    pub(super) fn build(&self) -> Result<(VmViommu, Attachment), &'static str> {
+        let Self { id, device, file, mirror, host, options, driver, frames } = *self;
+        let (ram, size) = GUEST_RAM[id.index()];
+        // SAFETY: this RAM and this file are of this VM alone.
+        let memory = unsafe { GuestRam::new(guest::RAM, ram, size, file, mirror) };
+        let physical = VmIommu::new(driver, frames, id, host, options.sabotage).with_slow_fences(options.snapshots);
+        let physical = Sabotaged::new(physical, options.sabotage);
+        let mut iommu = VIommu::new(Parts { memory, interrupts: Wires::default(), physical });
+        let config = Config::nested().with_mirror(options.mirror).with_extended_contexts(options.extended);
+        iommu.start(&config).map_err(|error| {
+            say!("hypervisor: the vIOMMU: {error}");
+            "the IOMMU can not be nested: QEMU 10.0 or newer has one that can"
+        })?;
+        let attached = iommu.attach(GUEST_DEVICE, device, DevicePolicy::default()).map_err(|error| {
+            say!("hypervisor: the vIOMMU: {error}");
+            "the vIOMMU did not take the device"
+        })?;
+        Ok((iommu, attached.attachment))
+    }
 }
 
 /// The GSCID of a VM's second stage, and that of its blocked devices.

@@ -97,6 +97,9 @@ impl Vm {
             },
         }
         registers.skip(access.length);
+        if iommu.is_some() {
+            self.save_if_device_is_still();
+        }
     }
 
     fn load_register(&mut self, offset: u64, width: u8) -> u64 {

@@ -3,10 +3,14 @@
 
 mod create;
 mod exit;
+mod snapshot;
 mod words;
 
 pub(crate) use create::Shared;
 pub(crate) use exit::Event;
+pub(crate) use snapshot::Snapshots;
+
+use core::fmt::{self, Write};
 
 use heapless::{LinearMap, String, Vec};
 use hypervisor::backend::VmBackend;
@@ -20,6 +24,7 @@ use spin::Mutex;
 use crate::canary::Canary;
 use crate::console::Line;
 use crate::hart;
+use create::Blueprint;
 
 /// The driver of the IOMMU, which all VMs share.
 pub(crate) type Driver = Mutex<Iommu<Mmio>>;
@@ -38,11 +43,23 @@ fn quirks() -> Quirks {
     Quirks::default().with_process_valid(true)
 }
 
+/// The IOMMU of a VM.
+type VmViommu = VIommu<VmBackend<Mmio>, 4>;
+
 /// What a guest said of itself.
 #[derive(Clone, Debug)]
 pub(crate) enum Verdict {
     Pass(String<512>),
     Fail(String<512>),
+}
+
+impl Verdict {
+    /// A failure, as far as its text fits.
+    fn failed(why: fmt::Arguments<'_>) -> Self {
+        let mut text = String::new();
+        let _ = text.write_fmt(why);
+        Self::Fail(text)
+    }
 }
 
 /// Exits, by what they were for.
@@ -71,9 +88,12 @@ impl Exits {
 pub(crate) struct Vm {
     pub(crate) id: VmId,
     pub(crate) name: &'static str,
-    pub(crate) iommu: VIommu<VmBackend<Mmio>, 4>,
+    pub(crate) iommu: VmViommu,
     /// What the device's faults present.
     attachment: Attachment,
+    /// What its IOMMU is made by.
+    blueprint: Blueprint,
+    pub(crate) snapshots: Snapshots,
     driver: &'static Driver,
     frames: &'static Mutex<Frames>,
     hart_stage: SecondStage,
@@ -101,7 +121,7 @@ impl Vm {
         let idle = self.go_on();
         self.end_silence();
         if self.iommu.health() == Health::Failed && !self.ended {
-            self.conclude(Verdict::Fail(String::try_from("the IOMMU failed").unwrap_or_default()));
+            self.conclude(Verdict::failed(format_args!("the IOMMU failed")));
             self.ended = true;
         }
         if !idle {

@@ -41,6 +41,9 @@ impl Vm {
         match (verb, rest) {
             ("pass", _) => self.conclude(Verdict::Pass(text())),
             ("fail", _) => self.conclude(Verdict::Fail(text())),
+            ("snapshot", _) if self.blueprint.options.snapshots => self.save_and_restore(),
+            // Not asked for.
+            ("snapshot", _) => {}
             ("break-context", _) => self.break_contexts(true),
             ("hole", "all") => {
                 let (_, size) = GUEST_RAM[self.id.index()];

@@ -61,7 +61,8 @@ impl Bench {
         assert!(orders.ram_end >= POOL_END, "RAM ends at {:#x}", orders.ram_end);
         imsic::enable();
         let mut pool = Pool::new();
-        let nvme = Nvme::find(BAR, &mut pool);
+        let mut nvme = Nvme::find(BAR, &mut pool);
+        nvme.snapshots = orders.get("snapshots").is_some();
         let iommu = Iommu::new(pool.pages(1));
         // Who starts it says where it runs: what it finds is to be checked, not to be believed.
         let native = orders.get("native").is_some();
