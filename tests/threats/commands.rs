@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 use riscv_viommu::mock::Order;
-use riscv_viommu::mock::guest::{Iotinval, inval_ddt, inval_pdt, register as reg};
+use riscv_viommu::mock::guest::{AtsCommand, Iotinval, inval_ddt, inval_pdt, register as reg};
+use riscv_viommu::mock::tables::tc::{EN_ATS, EN_PRI};
 use riscv_viommu::{
     Completion, Config, DeviceId, FenceScope, Gpa, Gscid, InterruptKinds, Invalidation, Iova, Post, ProcessId, Progress,
 };
@@ -36,10 +37,13 @@ fn t02_no_id_that_the_guest_chooses_changes_an_order() {
     fn orders(program: &[u8], (device, stranger, gscid, process): Ids) -> Vec<Order> {
         let id = DeviceId::truncate;
         let (gscid, process) = (Gscid::truncate(gscid), ProcessId::truncate(process));
-        let mut vm = Vm::new();
-        vm.attach(id(device), NVME);
+        let function =
+            |id: u32| AtsCommand::to((id & 0xffff).try_into().unwrap()).segment((id >> 16).try_into().unwrap());
+        let config = Config::nested().with_ats(true);
+        let mut vm = Vm::of(&Hardware::default(), 1, InterruptKinds::Both, &config);
+        vm.attach_with(id(device), NVME, Ats::PageRequests);
         let [tc, _, ta, fsc] = vm.table.context(PSCID);
-        vm.directory.set(id(device), &[tc, u64::from(gscid.get()) << 44, ta, fsc]);
+        vm.directory.set(id(device), &[tc | EN_ATS | EN_PRI, u64::from(gscid.get()) << 44, ta, fsc]);
         vm.write(reg::DDTP, vm.directory.ddtp());
         for step in program {
             let page = Iotinval::ALL.address(Iova::new(0x1000));
@@ -52,6 +56,10 @@ fn t02_no_id_that_the_guest_chooses_changes_an_order() {
                 5 => page.vma(),
                 6 => page.gscid(gscid).vma(),
                 7 => page.gscid(gscid).gvma(),
+                8 => function(device).inval(0x1000),
+                9 => function(stranger).inval(0x1000),
+                10 => function(device).prgr(1, 0),
+                11 => function(stranger).prgr(1, 0),
                 _ => Iofence::PLAIN.accesses(true, true).encode(),
             }]);
         }
@@ -61,7 +69,7 @@ fn t02_no_id_that_the_guest_chooses_changes_an_order() {
 
     let id = 0_u32..0xff_ffff;
     let ids = (id.clone(), id, 0_u32..0xffff, 0_u32..0xff).prop_filter("a stranger", |ids| ids.0 != ids.1);
-    let programs = prop::collection::vec(0_u8..9, 1..40);
+    let programs = prop::collection::vec(0_u8..13, 1..40);
     let outcome = runner(200).run(&(programs, ids.clone(), ids), |(program, ids, others)| {
         prop_assert_eq!(orders(&program, ids), orders(&program, others));
         Ok(())
@@ -226,7 +234,7 @@ fn t15_the_directory_is_busy_until_the_host_finished() {
 }
 
 #[test]
-fn t23_ats_commands_are_illegal() {
+fn t23_ats_commands_are_illegal_where_ats_is_not_offered() {
     for function in 0..8 {
         let mut vm = Vm::translating();
         vm.ring(&[[4 | function << 7 | 1 << 33 | u64::from(DEVICE.get()) << 40, 0], Iotinval::ALL.vma()]);

@@ -1,10 +1,11 @@
 //! What the guest puts into its device directory.
 
 use riscv_viommu::mock::guest::{Iotinval, inval_ddt, register as reg};
-use riscv_viommu::mock::tables::bare;
+use riscv_viommu::mock::tables::{bare, tc};
 use riscv_viommu::mock::{Access, Order, Strategy, Traffic};
 use riscv_viommu::{
-    Applied, Ats, Cause, Health, HostFault, MemoryFault, OrderError, PageRequest, Prgi, ResponseCode, TransactionType,
+    Applied, Cause, FenceOutcome, Health, HostFault, MemoryFault, OrderError, PageRequest, Prgi, ProcessDirectoryMode,
+    ResponseCode, TransactionType,
 };
 
 use super::*;
@@ -82,6 +83,93 @@ fn t10_a_context_is_built_from_an_allow_list() {
     }
 }
 
+/// MODE, root, DPE, SADE and ATS of what hardware has for [`DEVICE`].
+fn directory(vm: &Vm) -> Option<(u8, u64, bool, bool, Ats)> {
+    match vm.context()? {
+        Context::Processes(processes) => {
+            let mode = match processes.mode {
+                ProcessDirectoryMode::Pd8 => 1,
+                ProcessDirectoryMode::Pd17 => 2,
+                _ => 3,
+            };
+            assert!(!processes.sbe, "MRG-06: not offered");
+            Some((mode, processes.root.get(), processes.dpe, processes.sade, processes.ats))
+        }
+        _ => None,
+    }
+}
+
+#[test]
+fn t08_a_context_with_a_process_directory_is_read_once_and_decided_on_as_a_copy() {
+    let (mut vm, processes) = Vm::with_processes(&Hardware::default(), 1, NVME, tc::EN_ATS);
+    let at = vm.directory.entry_address(DEVICE);
+    let (other, good) = (ProcessDirectory::new(&vm.memory, 1), ProcessDirectory::new(&vm.memory, 3));
+    assert_eq!(directory(&vm).map(|found| found.1), Some(processes.root().get() >> 12));
+    // PDTV and what fsc means because of it, EN_ATS and what it needs: none comes from another reading.
+    let words = good.context(tc::DPE | tc::EN_ATS);
+    for (word, (first, second)) in (0..4).zip(words.into_iter().zip(other.context(tc::EN_PRI))) {
+        vm.memory.on_load(Gpa::new(at.get() + 8 * word), [first, second, u64::MAX]);
+    }
+    say_so(&mut vm);
+    assert_eq!(directory(&vm), Some((3, good.root().get() >> 12, true, false, Ats::Translations)), "MRG-16");
+    let loads = vm.memory.take_loads();
+    assert_eq!(loads.iter().filter(|(load, _)| load.get() & !0xfff == at.get() & !0xfff).count(), 1, "{loads:x?}");
+}
+
+#[test]
+fn t08_a_page_request_is_decided_on_what_was_read_once() {
+    let (mut vm, _) = Vm::with_processes(&Hardware::default(), 1, NVME, tc::EN_ATS | tc::EN_PRI);
+    let _ = vm.iommu.detach(DEVICE);
+    let attachment = vm.attach_with(DEVICE, NVME, Ats::PageRequests);
+    vm.forget();
+    // The guest's tables allow it, which is the host's to resolve; no entry is looked at twice on the way.
+    let request = PageRequest::read(IOVA, Prgi::truncate(1)).with_process(PROCESS, false);
+    assert_eq!(vm.iommu.report_page_request(attachment, &request), riscv_viommu::PageRequestOutcome::HostPage);
+    let loads = vm.memory.take_loads();
+    let mut places: Vec<_> = loads.iter().map(|(at, _)| *at).collect();
+    places.sort_unstable();
+    places.dedup();
+    assert_eq!(places.len(), loads.len(), "VT-10: {loads:x?}");
+    // 3 of the directory, 2 of the process directory, 4 of the table.
+    assert_eq!(loads.len(), 9, "VT-10: {loads:x?}");
+}
+
+#[test]
+fn t10_a_context_with_a_process_directory_is_built_from_an_allow_list() {
+    for words in [4_u64, 8] {
+        let config = Config::nested().with_extended_contexts(words == 8).with_ats(true);
+        for bits in [0, tc::EN_ATS, tc::EN_ATS | tc::EN_PRI] {
+            for bit in 0..words * 64 {
+                let mut vm = Vm::of(&Hardware::default(), 1, InterruptKinds::Both, &config);
+                vm.directory.set(DEVICE, &ProcessDirectory::new(&vm.memory, 1).context(bits));
+                vm.write(reg::DDTP, vm.directory.ddtp());
+                vm.attach_with(DEVICE, NVME, Ats::PageRequests);
+                let at = Gpa::new(vm.directory.entry_address(DEVICE).get() + bit / 64 * 8);
+                vm.memory.write(at, vm.memory.read(at) ^ 1 << (bit % 64));
+                say_so(&mut vm);
+                let place = (bit / 64, bit % 64);
+                let [now, _, _, fsc] = vm.memory.read_words(vm.directory.entry_address(DEVICE), 4)[..] else {
+                    panic!()
+                };
+                // EN_ATS and EN_PRI where one does not need the other, SADE, DPE; PPN, and PD8 becomes PD20.
+                let needs = now & (tc::EN_ATS | tc::EN_PRI) != tc::EN_PRI;
+                let taken = matches!(place, (0, 1 | 2) if needs) || matches!(place, (0, 8 | 9) | (3, 0..44 | 61));
+                // PRPR is the host's; DTF is for the crate to apply; GADE and custom bits; what is not in use.
+                let ignored = place == (0, 6) && now & tc::EN_PRI != 0
+                    || matches!(place, (0, 4 | 7 | 24..32) | (1, 0..60) | (2, 12..32) | (4, 0..44) | (5 | 6, 0..38));
+                let ats = [Ats::Off, Ats::Translations, Ats::Off, Ats::PageRequests][(now >> 1 & 3) as usize];
+                let mode = (fsc >> 60).try_into().unwrap();
+                let found = (mode, fsc & !(u64::MAX << 44), now & tc::DPE != 0, now & tc::SADE != 0, ats);
+                let expected = (taken || ignored).then_some(found);
+                assert_eq!(directory(&vm), expected, "MRG-01 to MRG-15: {bits:#x}, bit {bit}");
+                let bare = place == (3, 60);
+                let blocked = vm.context() == Some(Context::Blocked);
+                assert_eq!(blocked, expected.is_none() && !bare, "{bits:#x}, bit {bit}");
+            }
+        }
+    }
+}
+
 #[test]
 fn t11_a_device_without_a_good_context_is_blocked_before_the_guest_sees_completion() {
     for (index, (spoil, _)) in SPOILED.into_iter().enumerate() {
@@ -113,20 +201,30 @@ fn t12_hardware_never_uses_half_a_context() {
     for strategy in [Strategy::Switch, Strategy::ThroughBlocked, Strategy::Stepwise] {
         let hardware = Hardware::default();
         hardware.set_strategy(strategy);
-        let mut vm = Vm::of(&hardware, 1, InterruptKinds::Both, &Config::nested());
+        let mut vm = Vm::of(&hardware, 1, InterruptKinds::Both, &Config::nested().with_ats(true));
         vm.directory.set(DEVICE, &vm.table.context(PSCID));
         vm.write(reg::DDTP, vm.directory.ddtp());
-        vm.attach(DEVICE, NVME);
+        vm.attach_with(DEVICE, NVME, Ats::PageRequests);
         hardware.set_traffic(Some(Traffic::new(IOVA)));
         vm.physical.set_pending(true);
         vm.settle();
         let other = FirstStageTable::new(&vm.memory, FirstStageMode::Sv57);
-        for context in [other.context(Pscid::truncate(6)), bare(), vm.table.context(PSCID), other.context(PSCID)] {
+        let processes = ProcessDirectory::new(&vm.memory, 1);
+        for context in [
+            other.context(Pscid::truncate(6)),
+            processes.context(tc::DPE),
+            bare(),
+            vm.table.context(PSCID),
+            processes.context(tc::EN_ATS | tc::EN_PRI),
+            other.context(PSCID),
+        ] {
             vm.directory.set(DEVICE, &context);
             say_so(&mut vm);
             vm.settle();
-            let stage = (context != bare()).then(|| allowed(&context));
+            let stage = (context != bare() && context[0] & tc::PDTV == 0).then(|| allowed(&context));
             assert_eq!((vm.stage(), vm.dma().stale), (stage, false), "{strategy:?}");
+            let root = (context[0] & tc::PDTV != 0).then(|| processes.root().get() >> 12);
+            assert_eq!(directory(&vm).map(|found| found.1), root, "{strategy:?}");
             assert_ne!(vm.context(), Some(Context::Blocked), "{strategy:?}");
         }
         assert_eq!((hardware.mixtures(), hardware.response_failures()), (0, 0), "{strategy:?}");

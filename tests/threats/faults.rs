@@ -7,7 +7,7 @@ use zerocopy::transmute;
 use super::*;
 
 /// Faults of the guest's own making, shown as they are (rule VT-03).
-const GUESTS: [u16; 9] = [1, 4, 5, 6, 7, 12, 13, 15, 274];
+const GUESTS: [u16; 13] = [1, 4, 5, 6, 7, 12, 13, 15, 265, 266, 267, 269, 274];
 
 /// Faults of the host's second stage and MSI tables (rules VT-05, VT-06).
 const HOSTS: [u16; 9] = [20, 21, 23, 261, 262, 263, 264, 270, 271];

@@ -24,6 +24,7 @@
 
 mod commands;
 mod contexts;
+mod devices;
 mod faults;
 mod hostile;
 mod offers;
@@ -35,12 +36,12 @@ mod translation;
 mod dma_rig;
 
 use proptest::test_runner::{Config as Runs, RngAlgorithm, TestRng, TestRunner};
-use riscv_viommu::mock::guest::{CommandRing, FaultRing, Iofence, register as reg};
-use riscv_viommu::mock::tables::{Directory, FirstStageTable, PageSize, pte};
+use riscv_viommu::mock::guest::{CommandRing, FaultRing, Iofence, PageRequestRing, register as reg};
+use riscv_viommu::mock::tables::{Directory, FirstStageTable, PageSize, ProcessDirectory, pte};
 use riscv_viommu::mock::{Dma, Hardware, Memory, Order, Physical, PhysicalDevice, Wires};
 use riscv_viommu::{
-    Attachment, Config, Context, DeviceId, DevicePolicy, FenceOutcome, FirstStage, FirstStageMode, Gpa, Gscid,
-    InterruptKinds, Invalidation, Iova, Parts, Progress, Pscid, VIommu, Width,
+    Ats, Attachment, Config, Context, DeviceId, DevicePolicy, FirstStage, FirstStageMode, Gpa, Gscid, InterruptKinds,
+    Invalidation, Iova, Parts, ProcessId, Progress, Pscid, VIommu, Width,
 };
 
 /// The guest's ids of its devices.
@@ -56,6 +57,9 @@ const IOVA: Iova = Iova::new(0x4020_1000);
 const BUFFER: Gpa = Gpa::new(0x9000_0000);
 const PSCID: Pscid = Pscid::truncate(5);
 
+/// A process of [`Vm::with_processes`] whose table is the same.
+const PROCESS: ProcessId = ProcessId::truncate(3);
+
 type Host = Parts<Memory, Wires, Physical>;
 
 /// A guest and its host.
@@ -67,6 +71,7 @@ struct Vm {
     iommu: VIommu<Host>,
     commands: CommandRing,
     faults: FaultRing,
+    requests: PageRequestRing,
     directory: Directory,
     table: FirstStageTable,
 }
@@ -85,13 +90,14 @@ impl Vm {
         table.map(IOVA, BUFFER, PageSize::K4, pte::RW);
         let commands = CommandRing::new(&memory, 8, memory.allocate(1));
         let faults = FaultRing::new(&memory, 3, memory.allocate(1));
+        let requests = PageRequestRing::new(&memory, 3, memory.allocate(1));
         let wires = Wires::new(kinds).logging_to(&memory);
         let physical = hardware.vm(Gscid::new(gscid).unwrap(), &memory);
         let host = Parts { memory: memory.clone(), interrupts: wires.clone(), physical: physical.clone() };
         let mut iommu = VIommu::new(host);
         iommu.start(config).unwrap();
         let hardware = hardware.clone();
-        let mut vm = Self { memory, wires, hardware, physical, iommu, commands, faults, directory, table };
+        let mut vm = Self { memory, wires, hardware, physical, iommu, commands, faults, requests, directory, table };
         vm.turn_queues_on();
         vm
     }
@@ -105,6 +111,21 @@ impl Vm {
         let vm = self.translate_as(NVME);
         assert_eq!(vm.stage(), Some(allowed(&vm.table.context(PSCID))));
         vm
+    }
+
+    /// [`DEVICE`] translates through a process directory, with these bits of `tc`, and may do all of ATS.
+    fn with_processes(hardware: &Hardware, gscid: u32, device: PhysicalDevice, bits: u64) -> (Self, ProcessDirectory) {
+        let config = Config::nested().with_ats(true);
+        let mut vm = Self::of(hardware, gscid, InterruptKinds::Both, &config);
+        let processes = ProcessDirectory::new(&vm.memory, 2);
+        let [_, _, _, fsc] = vm.table.context(PSCID);
+        processes.set(PROCESS, [1 | u64::from(PSCID.get()) << 12, fsc]);
+        vm.directory.set(DEVICE, &processes.context(bits));
+        vm.write(reg::DDTP, vm.directory.ddtp());
+        vm.attach_with(DEVICE, device, Ats::PageRequests);
+        vm.ring(&[Iofence::PLAIN.encode()]);
+        vm.forget();
+        (vm, processes)
     }
 
     /// The same with this host device.
@@ -125,10 +146,17 @@ impl Vm {
         self.write(reg::FQB, fqb);
         self.write(reg::CQCSR, reg::ENABLE);
         self.write(reg::FQCSR, reg::ENABLE);
+        let pqb = self.requests.pqb();
+        self.write(reg::PQB, pqb);
+        self.write(reg::PQCSR, reg::ENABLE);
     }
 
     fn attach(&mut self, id: DeviceId, device: PhysicalDevice) -> Attachment {
-        self.iommu.attach(id, device, DevicePolicy::default()).unwrap().attachment
+        self.attach_with(id, device, Ats::Off)
+    }
+
+    fn attach_with(&mut self, id: DeviceId, device: PhysicalDevice, ats: Ats) -> Attachment {
+        self.iommu.attach(id, device, DevicePolicy::default().with_ats(ats)).unwrap().attachment
     }
 
     /// A store of the guest, as wide as the register.
@@ -155,7 +183,7 @@ impl Vm {
     fn settle(&mut self) {
         for _ in 0..100 {
             for ticket in self.physical.complete_all() {
-                let _ = self.iommu.fence_done(ticket, FenceOutcome::Complete);
+                let _ = self.iommu.fence_done(ticket, self.physical.outcome(ticket));
             }
             if self.iommu.run() == Progress::Idle {
                 return;
@@ -168,6 +196,13 @@ impl Vm {
     fn records(&mut self) -> Vec<[u64; 4]> {
         let records = self.faults.take(self.read(reg::FQT));
         self.write(reg::FQH, self.faults.head().into());
+        records
+    }
+
+    /// The page requests the guest finds in its queue, which it takes out.
+    fn requests(&mut self) -> Vec<[u64; 2]> {
+        let records = self.requests.take(self.read(reg::PQT));
+        self.write(reg::PQH, self.requests.head().into());
         records
     }
 
@@ -209,7 +244,7 @@ impl Vm {
 /// Width of the register at `offset`.
 fn width(offset: u64) -> Width {
     match offset {
-        reg::CAPABILITIES | reg::DDTP | reg::CQB | reg::FQB | reg::ICVEC => Width::U64,
+        reg::CAPABILITIES | reg::DDTP | reg::CQB | reg::FQB | reg::PQB | reg::ICVEC => Width::U64,
         768..1024 if offset.is_multiple_of(16) => Width::U64,
         _ => Width::U32,
     }

@@ -10,6 +10,7 @@ use super::*;
 const SVRSW60T59B: u64 = 1 << 14;
 const SVPBMT: u64 = 1 << 15;
 const ATS: u64 = 1 << 25;
+const T2GPA: u64 = 1 << 26;
 
 /// What [`Hardware`] can do by default.
 fn able() -> HostCapabilities {
@@ -67,8 +68,8 @@ fn t18_capabilities_are_what_config_and_crate_and_host_have_in_common() {
         Just((SecondStageMode::Sv48x4, 1 << 18, 50)),
         Just((SecondStageMode::Sv57x4, 1 << 19, 59)),
     ];
-    let random = (any::<u64>(), any::<u64>(), modes, any::<bool>(), 0_usize..3, 32_u64..=56);
-    let outcome = runner(1000).run(&random, |(offer, host, (mode, bit, width), dirty, kinds, pas)| {
+    let random = (any::<u64>(), any::<u64>(), modes, any::<(bool, bool)>(), 0_usize..3, 32_u64..=56);
+    let outcome = runner(1000).run(&random, |(offer, host, (mode, bit, width), (dirty, ats), kinds, pas)| {
         // Schemes in their order, and what a host has to be equal in.
         let offer = offer & !(0x3f << 32) | pas << 32 | 0x7 << 9;
         let offer = offer & !(SVPBMT | SVRSW60T59B) | host & (SVPBMT | SVRSW60T59B);
@@ -81,11 +82,13 @@ fn t18_capabilities_are_what_config_and_crate_and_host_have_in_common() {
         let physical = Hardware::new(stated).vm(Gscid::truncate(1), &Memory::new());
         let parts = Parts { memory: Memory::new(), interrupts: Wires::new(kinds), physical };
         let mut iommu: VIommu<Host> = VIommu::new(parts);
-        let config = Config::nested().with_capabilities(Capabilities::from_bits(offer));
+        let config = Config::nested().with_capabilities(Capabilities::from_bits(offer)).with_ats(ats);
         prop_assert_eq!(iommu.start(&config), Ok(()));
 
         let both = offer & host;
         let schemes = (both >> 9 & 7).trailing_ones();
+        // Process contexts are hardware's to read, and it honours every scheme it has.
+        let processes = host >> 9 & 7 == !(u64::MAX << schemes);
         let expected = 0x10
             | !(u64::MAX << schemes) << 9
             | both & (SVPBMT | SVRSW60T59B)
@@ -94,6 +97,8 @@ fn t18_capabilities_are_what_config_and_crate_and_host_have_in_common() {
             // AMO_HWAD where leaves of the second stage let hardware.
             | both & u64::from(dirty) << 24
             | both & 1 << 27
+            | both & u64::from(ats) << 25
+            | both & if processes { 7 << 38 } else { 0 }
             | igs << 28
             | pas.min(width) << 32;
         let shown = iommu.read(reg::CAPABILITIES, Width::U64);
@@ -110,17 +115,62 @@ fn t18_capabilities_are_what_config_and_crate_and_host_have_in_common() {
 }
 
 #[test]
-fn t23_ats_is_not_offered() {
-    let offer = Capabilities::from_bits(able().capabilities.into_bits() | ATS);
-    let config = Config::nested().with_capabilities(offer);
-    assert_eq!(start(with_bits(ATS), &config).map(|shown| shown & ATS), Ok(0));
-    // EN_ATS, EN_PRI, T2GPA, PRPR: none gets a device anywhere.
-    for bits in [0b10, 0b100, 0b110, 0b1010, 0b100_0110] {
-        let mut vm = Vm::of(&Hardware::new(with_bits(ATS)), 1, InterruptKinds::Both, &config).translate();
-        let at = vm.directory.entry_address(DEVICE);
-        vm.memory.write(at, vm.memory.read(at) | bits);
-        vm.ring(&[inval_ddt(Some(DEVICE)), Iofence::PLAIN.encode()]);
-        assert_eq!(vm.context(), Some(Context::Blocked), "{bits:#b}");
+fn t23_ats_is_what_config_and_host_and_policy_and_guest_have_in_common() {
+    let without = |bits: u64| {
+        let mut host = able();
+        host.capabilities = Capabilities::from_bits(host.capabilities.into_bits() & !bits);
+        host
+    };
+    for configured in [false, true] {
+        for (host, has) in [(without(ATS), false), (able(), true)] {
+            let config = Config::nested().with_ats(configured);
+            let offered = configured && has;
+            assert_eq!(start(host, &config).map(|shown| shown & (ATS | T2GPA)), Ok(if offered { ATS } else { 0 }));
+            // EN_ATS, EN_PRI, T2GPA, PRPR; what the guest's context has no bit for, or must not have, is nothing.
+            let guests = [
+                (0, Some(Ats::Off)),
+                (0b10, offered.then_some(Ats::Translations)),
+                (0b100, None),
+                (0b110, offered.then_some(Ats::PageRequests)),
+                (0b1010, None),
+                (0b100_0110, offered.then_some(Ats::PageRequests)),
+            ];
+            for (bits, asked) in guests {
+                for granted in [Ats::Off, Ats::Translations, Ats::PageRequests] {
+                    let mut vm = Vm::of(&Hardware::new(host), 1, InterruptKinds::Both, &config);
+                    let [tc, second, ta, fsc] = vm.table.context(PSCID);
+                    vm.directory.set(DEVICE, &[tc | bits, second, ta, fsc]);
+                    vm.write(reg::DDTP, vm.directory.ddtp());
+                    vm.attach_with(DEVICE, NVME, granted);
+                    let ats = match vm.context() {
+                        Some(Context::FirstStage(stage)) => Some(stage.ats),
+                        context => {
+                            assert_eq!(context, Some(Context::Blocked));
+                            None
+                        }
+                    };
+                    let expected = asked.map(|asked| asked.min(granted));
+                    assert_eq!(ats, expected, "MRG-02 to MRG-04: {configured} {has} {bits:#b} {granted:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn t23_without_t2gpa_a_device_has_ats_only_where_the_host_trusts_it() {
+    let mut host = able();
+    host.capabilities = Capabilities::from_bits(host.capabilities.into_bits() & !T2GPA);
+    let ats = DevicePolicy::default().with_ats(Ats::Translations);
+    for (policy, refused) in [
+        (ats, Some(AttachError::Capability("T2GPA"))),
+        (ats.with_trusted_translations(true), None),
+        (DevicePolicy::default(), None),
+    ] {
+        let mut vm = Vm::of(&Hardware::default(), 1, InterruptKinds::Both, &Config::nested().with_ats(true));
+        vm.hardware.set_capabilities_of(NVME, host);
+        assert_eq!(vm.iommu.attach(DEVICE, NVME, policy).err(), refused, "MRG-03: {policy:?}");
+        assert_eq!(vm.orders().contains(&Order::Release(NVME)), refused.is_some());
     }
 }
 
