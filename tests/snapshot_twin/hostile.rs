@@ -78,12 +78,6 @@ fn change_every_byte(seed: u64, changes: &[u8]) {
     let mut victim = Victim::new(seed);
     let image = victim.image.clone();
     let mut taken = 0;
-    for length in 0..image.len() {
-        assert!(!victim.takes("cut off", &image[..length]), "T29, seed {seed}: {length} bytes of {}", image.len());
-    }
-    let mut longer = image.clone();
-    longer.push(0);
-    assert!(!victim.takes("longer", &longer), "T29");
     for index in 0..image.len() {
         for change in changes {
             let mut changed = image.clone();
@@ -96,7 +90,18 @@ fn change_every_byte(seed: u64, changes: &[u8]) {
 }
 
 #[test]
-fn t29_an_image_that_was_cut_off_or_changed_in_one_bit_is_refused_or_another_guests() {
+fn t29_an_image_that_was_cut_off_is_refused() {
+    let mut victim = Victim::new(9);
+    let mut image = victim.image.clone();
+    for length in 0..image.len() {
+        assert!(!victim.takes("cut off", &image[..length]), "T29: {length} bytes of {}", image.len());
+    }
+    image.push(0);
+    assert!(!victim.takes("longer", &image), "T29");
+}
+
+#[test]
+fn t29_an_image_that_was_changed_in_one_bit_is_refused_or_another_guests() {
     for (seed, bit) in (1..9).zip([1, 2, 4, 8, 16, 32, 64, 128]) {
         change_every_byte(seed, &[bit]);
     }
