@@ -1,6 +1,6 @@
 //! `snapshot` and `restore`: what is in an image, what of it is believed, and in which order devices are driven anew.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a script that can not be set up fails")]
+#![expect(clippy::unwrap_used, reason = "a script that can not be set up fails")]
 
 mod nesting_rig;
 

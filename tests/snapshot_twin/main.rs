@@ -209,12 +209,19 @@ fn run(first: u64, histories: u64) -> Figures {
     for seed in first..first + histories {
         history(seed, &mut figures);
     }
-    let Figures { histories, actions, orders, .. } = figures;
+    let Figures { histories, actions, orders, parked, outstanding, masked, held, left, half_done, .. } = figures;
+    let Figures { standing, directory, owing, .. } = figures;
     eprintln!(
-        "{histories} histories of a guest that is restored, from seed {first}: {actions} operations, {orders} orders, 0 differences; {:?}",
+        "{histories} histories of a guest that is restored, from seed {first}: {actions} operations, {orders} orders, 0 \
+         differences; {:?}",
         begin.elapsed()
     );
-    eprintln!("{figures:?}");
+    eprintln!(
+        "of the {histories} histories of a guest, when it was saved: {parked} with a parked fence, {outstanding} with an \
+         outstanding ITAG, {masked} with a masked message, {held} with held invalidations, {left} with work left by the \
+         budget, {half_done} with both, {standing} with a record that stands for others, {directory} with ddtp busy; \
+         {owing} not followed"
+    );
     figures
 }
 
