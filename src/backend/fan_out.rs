@@ -325,8 +325,9 @@ impl<P: PhysicalIommu, const N: usize, const DEVICES: usize> PhysicalIommu for F
         }
         // The answer tells all there is.
         self.told = upto;
-        let timed_out = self.children.iter_mut().fold(false, |any, child| child.timed_out.take().is_some() || any);
-        Ok(if timed_out { Completion::AtsTimeout } else { Completion::Done })
+        // Each is taken, not only the first.
+        let timed_out = self.children.iter_mut().filter_map(|child| child.timed_out.take()).max();
+        Ok(if timed_out.is_some() { Completion::AtsTimeout } else { Completion::Done })
     }
 
     fn ats_invalidate(&mut self, device: Self::Device, what: &AtsInvalidation) -> Result<(), OrderError> {
