@@ -90,7 +90,7 @@ impl Guest {
 
 /// Names device `n` of the rig.
 fn function(n: u16) -> AtsCommand {
-    AtsCommand::to(8 + n)
+    AtsCommand::to(8_u16.saturating_add(n))
 }
 
 fn code(outcome: PageRequestOutcome) -> Option<ResponseCode> {

@@ -214,7 +214,7 @@ fn exactly_what_was_pushed<const BATCH: usize>(orders: &[Order]) -> Result<(), T
             // Hardware may walk from an old process context until the last order for one.
             let last = batch.orders().iter().rposition(|held| matches!(held, Invalidation::Process(..)));
             let behind: BTreeSet<Fact> =
-                batch.orders().iter().skip(last.map_or(0, |last| last + 1)).flat_map(facts).collect();
+                batch.orders().iter().skip(last.map_or(0, |last| last.saturating_add(1))).flat_map(facts).collect();
             let walks =
                 matches!(order, Invalidation::FirstStage | Invalidation::AddressSpace(_) | Invalidation::Pages(_));
             prop_assert!(!walks || facts(order).is_subset(&behind), "SWG-06: {:?} in {:?}", order, batch.orders());
