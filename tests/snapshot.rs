@@ -4,12 +4,13 @@
 
 mod nesting_rig;
 
-use nesting_rig::{FENCE, Rig, id, pscid};
-use riscv_viommu::mock::guest::register;
+use nesting_rig::{FENCE, IOVA, Rig, id, pscid};
+use riscv_viommu::mock::guest::{Iofence, Iotinval, inval_ddt, register};
 use riscv_viommu::mock::{Hardware, Memory, Wires};
 use riscv_viommu::{
-    AttachError, Capabilities, Config, DevicePolicy, Gxl, Health, HostCapabilities, InterruptKinds, NoPhysical,
-    OrderError, Parts, Progress, RestoreError, SecondStageMode, SnapshotError, VIommu, Width,
+    AttachError, Capabilities, Cause, Config, DevicePolicy, Gxl, Health, HostCapabilities, HostFault, InterruptKinds,
+    NoPhysical, OrderError, Parts, Progress, RestoreError, SecondStageMode, SnapshotError, TransactionType, VIommu,
+    Width,
 };
 
 type Emulated = VIommu<Parts<Memory, Wires, NoPhysical>>;
@@ -219,4 +220,44 @@ fn the_guest_goes_on_only_when_every_device_was_driven_anew() {
     assert_eq!(rig.orders(), ["0=Blocked", "inv All", "fence.."], "T29: the guest's fence is not among them");
     let _ = rig.complete();
     assert!(rig.passed());
+}
+
+#[test]
+fn the_last_record_stands_for_others_as_long_as_it_would_have() {
+    let mut rig = Rig::new().translating();
+    rig.directory.set(id(1), &rig.a.context(pscid(1)));
+    let (device, _) = rig.attach(1);
+    let fault = HostFault::new(Cause::ReadPageFault, TransactionType::UntranslatedRead, IOVA);
+    let mut report = |rig: &mut Rig| {
+        let _ = rig.iommu.report_fault(device, &fault);
+        rig.read(register::FQT)
+    };
+    assert_eq!([report(&mut rig), report(&mut rig)], [1, 1], "FQ-07");
+    let image = image_of(&mut rig);
+    assert_eq!(rig.iommu.restore(&image), Ok(Progress::Idle));
+    assert_eq!(report(&mut rig), 1, "FQ-07: the fences of the restore are none of the guest's");
+    // A fence after a change that the guest did not ask for ends it; it is under way.
+    rig.physical.set_pending(true);
+    rig.directory.set(id(0), &rig.b.context(pscid(2)));
+    assert_eq!(rig.iommu.resync(id(0)), Progress::Waiting);
+    let image = image_of(&mut rig);
+    let _ = rig.iommu.restore(&image);
+    assert_eq!(rig.complete(), Progress::Idle);
+    assert_eq!(report(&mut rig), 2, "FQ-07");
+}
+
+#[test]
+fn the_guests_invalidations_go_out_as_they_would_have() {
+    for clean in [false, true] {
+        let mut rig = Rig::new().translating();
+        rig.directory.set(id(0), &[0; 4]);
+        let _ = rig.ring([inval_ddt(Some(id(0)))]);
+        assert!(!clean || rig.fence(), "after a fence hardware that translates for no device is clean");
+        let image = image_of(&mut rig);
+        assert_eq!(rig.iommu.restore(&image), Ok(Progress::Idle));
+        let _ = rig.orders();
+        let _ = rig.ring([Iotinval::ALL.vma(), Iofence::PLAIN.encode()]);
+        let orders: &[&str] = if clean { &["fence none"] } else { &["inv FS", "fence none"] };
+        assert_eq!(rig.orders(), orders, "T35");
+    }
 }
