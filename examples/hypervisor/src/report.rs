@@ -155,8 +155,8 @@ fn work_of(vm: &Vm) {
     let Snapshots { restored, with_a_fence, at_work, bytes } = vm.snapshots;
     if restored != 0 {
         say!(
-            "report: {name}: saved and restored {restored} times, {with_a_fence} with a fence that waited, {at_work} with \
-              the device at work, last in {bytes} bytes; work of the vIOMMU is since then"
+            "report: {name}: saved and restored {restored} times, {with_a_fence} with a fence that waited, {at_work} \
+             with the device at work, last in {bytes} bytes; work of the vIOMMU is since then"
         );
     }
 }

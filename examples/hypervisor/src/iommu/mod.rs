@@ -135,7 +135,7 @@ impl<B: Bus> Iommu<B> {
         Ok(iommu)
     }
 
-    /// Offers no process directories: for an IOMMU that reads them past the second stage, as QEMU's does before 10.2.
+    /// Offers no process directories: for an IOMMU that reads them past the second stage, as QEMU 10.0.2's does.
     pub const fn without_process_directories(&mut self) {
         self.capabilities = self.capabilities.with_pd8(false).with_pd17(false).with_pd20(false);
     }

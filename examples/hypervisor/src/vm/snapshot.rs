@@ -1,9 +1,9 @@
 //! A VM's vIOMMU is saved, taken down and made anew from what was saved, as where its guest moves to another host.
 //!
-//! For that no access of the device may be under way. This hypervisor knows no way to stop an NVMe controller that goes on
-//! later as if nothing had happened. So it takes the moments in which nothing can be: at each access of the vIOMMU while
-//! the guest has not let the device access memory yet, or no longer; and when the guest, whose operating system knows
-//! nothing of it, says that its test waits for nothing from the disk.
+//! For that no access of the device may be under way. This hypervisor knows no way to stop an NVMe controller so that
+//! it goes on later as if nothing had happened. So it takes moments in which nothing is: each access of the vIOMMU
+//! while the guest does not let the device access memory; and whenever the guest's test, but not its operating system,
+//! says that it waits for nothing from the disk.
 
 use core::fmt::{self, Display};
 
