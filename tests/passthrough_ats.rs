@@ -14,7 +14,7 @@ use riscv_viommu::{
 
 /// Names device `n` of the rig.
 fn function(n: u16) -> AtsCommand {
-    AtsCommand::to(8 + n)
+    AtsCommand::to(8_u16.saturating_add(n))
 }
 
 /// A payload of one page.

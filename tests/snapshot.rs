@@ -228,7 +228,7 @@ fn the_last_record_stands_for_others_as_long_as_it_would_have() {
     rig.directory.set(id(1), &rig.a.context(pscid(1)));
     let (device, _) = rig.attach(1);
     let fault = HostFault::new(Cause::ReadPageFault, TransactionType::UntranslatedRead, IOVA);
-    let mut report = |rig: &mut Rig| {
+    let report = |rig: &mut Rig| {
         let _ = rig.iommu.report_fault(device, &fault);
         rig.read(register::FQT)
     };
