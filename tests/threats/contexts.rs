@@ -161,7 +161,7 @@ fn t10_a_context_with_a_process_directory_is_built_from_an_allow_list() {
                 let mode = (fsc >> 60).try_into().unwrap();
                 let found = (mode, fsc & !(u64::MAX << 44), now & tc::DPE != 0, now & tc::SADE != 0, ats);
                 let expected = (taken || ignored).then_some(found);
-                assert_eq!(directory(&vm), expected, "MRG-01 to MRG-15: {bits:#x}, bit {bit}");
+                assert_eq!(directory(&vm), expected, "MRG-01 to MRG-06: {bits:#x}, bit {bit}");
                 let bare = place == (3, 60);
                 let blocked = vm.context() == Some(Context::Blocked);
                 assert_eq!(blocked, expected.is_none() && !bare, "{bits:#x}, bit {bit}");
