@@ -155,7 +155,17 @@ impl Guest {
 
     /// Whether the queue has not come to a command that tells of a change.
     pub(crate) fn owes(&self, look: &Iommu) -> bool {
-        self.unsaid && (!look.runs() || look.read(register::CQH) != look.read(register::CQT))
+        self.unsaid && self.has_queued(look)
+    }
+
+    /// Whether there are commands that were not carried out.
+    pub(crate) fn has_queued(&self, look: &Iommu) -> bool {
+        !look.runs() || look.read(register::CQH) != look.read(register::CQT)
+    }
+
+    /// A fence and nothing else.
+    pub(crate) fn fence_alone(&self, look: &Iommu) -> Action {
+        self.queue(look, &[Iofence::PLAIN.encode()], Vec::new())
     }
 
     /// What brings the queue on.
