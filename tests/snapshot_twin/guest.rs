@@ -198,7 +198,7 @@ impl Guest {
             let at = COMMANDS + look.read(register::CQH) * 16;
             return Action::Guest(vec![(at, 2), (at + 8, 0)], writes);
         }
-        if self.random.percent(30) && !self.unsaid {
+        if self.random.percent(30) && !self.unsaid && look.read(register::CQCSR) & register::BUSY == 0 {
             writes.push((register::CQT, Width::U32, look.read(register::CQH)));
         }
         Action::Guest(Vec::new(), writes)
@@ -332,7 +332,8 @@ impl Guest {
                 let modes: &[u64] = &[0, 1, directory >> 2 | 2, directory >> 2 | 2, directory >> 2 | 2, 9];
                 vec![(register::DDTP, Width::U64, self.random.pick(modes))]
             }
-            17 if !self.unsaid => vec![(register::CQT, Width::U32, self.random.below(1 << self.sizes[0]))],
+            // Over no command that is under way.
+            17 if !self.has_queued(look) => vec![(register::CQT, Width::U32, self.random.below(1 << self.sizes[0]))],
             18 if look.read(csr) & register::ON == 0 => {
                 vec![(register::FCTL, Width::U32, self.random.bits()), (csr, Width::U32, 3)]
             }

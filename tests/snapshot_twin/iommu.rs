@@ -136,7 +136,12 @@ impl Iommu {
             Action::Cycles(cycles) => self.inner.add_cycles(*cycles),
             Action::Resync(device) => self.inner.resync(DeviceId::truncate(PASSTHROUGH[*device].0)),
             Action::Run => self.inner.run(),
-            Action::Reset => self.inner.reset(),
+            // The guest does not run before that is done.
+            Action::Reset => {
+                let _ = self.inner.reset();
+                self.settle();
+                self.inner.progress()
+            }
             Action::Pending(pending) => {
                 self.inner.backend_mut().pending = *pending;
                 self.inner.progress()
