@@ -41,7 +41,7 @@
 //! | 18 | 1 | `fctl.GXL` is 0: 0, 1: 1, the guest's to write: 2 |
 //! | 19 | 1 | performance counters that were asked for |
 //! | 20 | 1 | bits of QoS ids that were asked for |
-//! | 21 | 1 | bit 0: a fence waits; 1: the last fault record stands for others; 2: an emulated device did not answer, and no fence has said so; 3: a passthrough device; 4: invalidations are not left out; 5: health was not good |
+//! | 21 | 1 | bit 0: a fence waits; 1: the last fault record stands for others; 2: an emulated device did not answer, and no fence has said so; 3: a passthrough device; 4: invalidations are not left out; 5: health was not good; 6: `ddtp` is busy, and its fence had been ordered |
 //! | 22 | 2 | bit n: a message of vector n waits for its mask |
 //! | 24 | 1 | the next `ITag` |
 //! | 25 | 1 | i: invalidation requests that emulated devices have not completed |
@@ -122,8 +122,9 @@ struct Flags {
     nest_timed_out: bool,
     residue: bool,
     degraded: bool,
-    #[bits(2, access = RO)]
-    rsvd0: u8,
+    directory: bool,
+    #[bits(access = RO)]
+    rsvd0: bool,
 }
 
 /// What is in an image.
@@ -136,6 +137,8 @@ pub(crate) struct State<const DEVICES: usize, const ITAGS: usize, const GROUPS: 
     pub(crate) fence: Option<IofenceC>,
     /// The fault record that stands for others.
     pub(crate) fault: Option<FaultRecord>,
+    /// The fence that `ddtp.busy` waits for was ordered.
+    pub(crate) directory: bool,
     pub(crate) ats: Itags<ITAGS>,
     pub(crate) nest: Saved<DEVICES, GROUPS>,
 }
@@ -160,7 +163,7 @@ impl<const DEVICES: usize, const ITAGS: usize, const GROUPS: usize> State<DEVICE
     /// # Errors
     /// [`SnapshotError::TooSmall`]; nothing was written.
     pub(crate) fn encode(&self, out: &mut [u8]) -> Result<usize, SnapshotError> {
-        let Self { registers, masked, fence, fault, ats, nest } = self;
+        let Self { registers, masked, fence, fault, directory, ats, nest } = self;
         let Itags { outstanding, outbox, next, timed_out } = ats;
         let needed = length([outstanding.len(), outbox.len(), nest.devices.len(), nest.groups.len()]);
         let place = out.get_mut(..needed).ok_or(SnapshotError::TooSmall { needed })?;
@@ -171,7 +174,8 @@ impl<const DEVICES: usize, const ITAGS: usize, const GROUPS: usize> State<DEVICE
             .with_ats_timed_out(*timed_out)
             .with_nest_timed_out(nest.timed_out)
             .with_residue(nest.residue)
-            .with_degraded(nest.degraded);
+            .with_degraded(nest.degraded)
+            .with_directory(*directory);
         let fence = fence.map_or([0; 2], |fence| {
             let RawCommand { low, high } = Command::IofenceC(fence).encode();
             [low, high]
@@ -235,7 +239,7 @@ impl<const DEVICES: usize, const ITAGS: usize, const GROUPS: usize> State<DEVICE
             return Err(wrong_length(stated, image));
         }
         let flags = Flags::from_bits(head.flags);
-        if head.reserved != 0 || head.reserved_too != [0; 6] || flags.rsvd0() != 0 {
+        if head.reserved != 0 || head.reserved_too != [0; 6] || flags.rsvd0() {
             return Err(RestoreError::State("reserved bits are not 0"));
         }
         let setup = head.promise(taker)?;
@@ -246,10 +250,14 @@ impl<const DEVICES: usize, const ITAGS: usize, const GROUPS: usize> State<DEVICE
         if !(flags.fault() && registers.fqcsr().fqon()) && (flags.fault() || fault != [0; 4]) {
             return Err(RestoreError::State("a fault record stands for others in a queue that is off"));
         }
+        let directory = flags.directory();
+        if directory && !registers.ddtp().busy() {
+            return Err(RestoreError::State("a fence of ddtp that is not busy"));
+        }
         let ats = head.ats(flags.ats_timed_out(), &mut rest, &registers, &taker.emulated)?;
         let nest = head.nest(flags, &mut rest, ITAGS, &taker.granted)?;
         let fault = flags.fault().then(|| zerocopy::transmute!(fault));
-        Ok(Self { masked: head.masked.get(), fence, fault, ats, nest, registers })
+        Ok(Self { masked: head.masked.get(), fence, fault, directory, ats, nest, registers })
     }
 }
 

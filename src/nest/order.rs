@@ -21,6 +21,16 @@ impl Barrier {
     pub(crate) const fn new(scope: FenceScope) -> Self {
         Self { scope, ticket: None }
     }
+
+    /// One whose fence is complete: that of a restore, which covers everything before it.
+    pub(crate) const fn complete() -> Self {
+        Self { scope: FenceScope::ALL, ticket: Some(Ticket::FIRST) }
+    }
+
+    /// Whether its fence has been issued.
+    pub(crate) const fn is_issued(&self) -> bool {
+        self.ticket.is_some()
+    }
 }
 
 impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize, const GROUPS: usize>

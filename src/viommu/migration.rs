@@ -36,6 +36,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
             fence: self.commands.parked(),
             // The fences that are under way end what it stands for.
             fault: standing.filter(|_| self.nest.is_at_rest()),
+            directory: self.directory.as_ref().is_some_and(Barrier::is_issued),
             ats: self.ats.clone(),
             nest,
         };
@@ -82,11 +83,13 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
 
     /// Takes in what was checked, after a reset.
     fn become_(&mut self, state: State<DEVICES, ITAGS, GROUPS>) -> Result<(), RestoreError> {
-        let State { registers, masked, fence, fault, ats, nest } = state;
+        let State { registers, masked, fence, fault, directory, ats, nest } = state;
         self.signals.restore(masked, &registers).map_err(RestoreError::State)?;
         self.faults = FaultQueue::restored(fault, self.fenced());
         self.commands = CommandQueue::restored(fence);
-        self.directory = registers.ddtp().busy().then(|| Barrier::new(FenceScope::ALL));
+        // The fences of the restore come after the directory is in force.
+        let barrier = if directory { Barrier::complete() } else { Barrier::new(FenceScope::ALL) };
+        self.directory = registers.ddtp().busy().then_some(barrier);
         self.registers = registers;
         self.ats = ats;
         self.nest.restore(nest);
