@@ -6,11 +6,11 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use riscv_viommu::mock::Strategy as Rewriting;
-use riscv_viommu::mock::guest::{Iotinval, inval_ddt, inval_pdt, register as reg};
-use riscv_viommu::mock::tables::bare;
+use riscv_viommu::mock::guest::{AtsCommand, Iotinval, inval_ddt, inval_pdt, register as reg};
+use riscv_viommu::mock::tables::{bare, tc};
 use riscv_viommu::{
-    Applied, Cause, Completion, FenceOutcome, Health, HostFault, MemoryFault, OrderError, ProcessId, Ticket,
-    TransactionType,
+    Applied, Cause, Completion, FenceOutcome, Health, HostFault, MemoryFault, OrderError, PageRequest,
+    PageRequestOutcome, Prgi, ProcessId, ResponseCode, Ticket, TransactionType,
 };
 
 use super::*;
@@ -63,6 +63,19 @@ enum Step {
         process: Option<u32>,
     },
     Lost(u64),
+    /// A device asks for a page.
+    PageRequest {
+        iova: u64,
+        bits: u64,
+        process: Option<u32>,
+    },
+    /// A device with a cache of its own reads, or makes an address up.
+    Translated {
+        iova: u64,
+        process: Option<u32>,
+        forged: bool,
+    },
+    Unresponsive(bool),
     Run,
     Pending(bool),
     FenceDone(u64),
@@ -80,6 +93,15 @@ enum Answer {
     Attach(bool),
     Detach(bool),
     Resync,
+    AtsInvalidate(OrderError),
+    PageResponse(OrderError),
+    /// The host resets a device.
+    DeviceReset,
+    /// It takes memory from the guest.
+    TakeMemory(u64),
+    LostState,
+    /// The vIOMMU is saved, and is what was saved, with a bit changed perhaps.
+    Restore(Option<(usize, u8)>),
     Reset,
     Shutdown,
 }
@@ -99,10 +121,12 @@ fn values() -> impl Strategy<Value = u64> {
 }
 
 fn offsets() -> impl Strategy<Value = u64> {
-    let registers = [reg::FCTL, reg::DDTP, reg::CQB, reg::CQH, reg::CQT, reg::FQB, reg::FQH, reg::FQT, reg::CQCSR];
+    let registers = [
+        reg::FCTL, reg::DDTP, reg::CQB, reg::CQH, reg::CQT, reg::FQB, reg::FQH, reg::FQT, reg::CQCSR, reg::PQB, reg::PQH,
+    ];
     prop_oneof![
         8 => prop::sample::select(registers.to_vec()),
-        4 => prop::sample::select(vec![reg::CQT, reg::FQCSR, reg::CQCSR, reg::IPSR, reg::ICVEC]),
+        4 => prop::sample::select(vec![reg::CQT, reg::FQCSR, reg::PQCSR, reg::CQCSR, reg::IPSR, reg::ICVEC]),
         4 => (0_u64..256).prop_map(|index| 768 + index),
         2 => 0_u64..4096,
         1 => any::<u64>(),
@@ -126,7 +150,15 @@ fn commands() -> impl Strategy<Value = [u64; 2]> {
         Just(Iofence::PLAIN.accesses(true, true).encode()),
         device().prop_map(|device| inval_ddt(Some(device))),
         Just(inval_ddt(None)),
-        device().prop_map(|device| inval_pdt(device, ProcessId::truncate(3))),
+        device().prop_map(|device| inval_pdt(device, PROCESS)),
+        (device(), values(), any::<bool>()).prop_map(|(device, payload, with_process)| {
+            let to = AtsCommand::to((device.get() & 0xffff).try_into().unwrap());
+            if with_process { to.process(PROCESS).inval(payload) } else { to.inval(payload) }
+        }),
+        (device(), 0_u16..4, 0_u8..16, any::<bool>()).prop_map(|(device, group, code, with_process)| {
+            let to = AtsCommand::to((device.get() & 0xffff).try_into().unwrap());
+            if with_process { to.process(PROCESS).prgr(group, code) } else { to.prgr(group, code) }
+        }),
         [any::<u64>(), any::<u64>()],
         (0_u64..8, 0_u64..8, values(), values()).prop_map(|(op, func, low, high)| [low << 10 | func << 7 | op, high]),
     ]
@@ -147,8 +179,10 @@ fn steps() -> impl Strategy<Value = Step> {
         1 => (0_usize..6, any::<bool>()).prop_map(|(page, corrupt)| Step::Unreadable { page, corrupt }),
         1 => Just(Step::Readable),
         12 => commands().prop_map(Step::Command),
-        4 => (prop::collection::vec(values(), 8), 0_usize..4).prop_map(|(mut words, good)| {
-            words.iter_mut().zip(bare()).take(good).for_each(|(word, value)| *word = value);
+        4 => (prop::collection::vec(values(), 8), 0_usize..4, 0_u64..0x80).prop_map(|(mut words, good, bits)| {
+            words.iter_mut().zip(if bits & tc::PDTV == 0 { bare() } else { [bits, 0, 0, 0] }).take(good).for_each(
+                |(word, value)| *word = value,
+            );
             Step::Context(words)
         }),
         4 => Just(Step::Directory),
@@ -157,6 +191,11 @@ fn steps() -> impl Strategy<Value = Step> {
         3 => (0_u16..300, 0_u8..10, values(), prop::option::of(any::<u32>()))
             .prop_map(|(cause, ttyp, iova, process)| Step::Fault { cause, ttyp, iova, process }),
         1 => values().prop_map(Step::Lost),
+        3 => (values(), 0_u64..32, prop::option::of(0_u32..5))
+            .prop_map(|(iova, bits, process)| Step::PageRequest { iova, bits, process }),
+        2 => (values(), prop::option::of(0_u32..5), any::<bool>())
+            .prop_map(|(iova, process, forged)| Step::Translated { iova, process, forged }),
+        1 => any::<bool>().prop_map(Step::Unresponsive),
         2 => Just(Step::Run),
         1 => any::<bool>().prop_map(Step::Pending),
         1 => (0_u64..40).prop_map(Step::FenceDone),
@@ -187,6 +226,12 @@ fn answers() -> impl Strategy<Value = Answer> {
         2 => any::<bool>().prop_map(Answer::Attach),
         1 => any::<bool>().prop_map(Answer::Detach),
         1 => Just(Answer::Resync),
+        1 => errors().prop_map(Answer::AtsInvalidate),
+        1 => errors().prop_map(Answer::PageResponse),
+        1 => Just(Answer::DeviceReset),
+        1 => values().prop_map(Answer::TakeMemory),
+        1 => Just(Answer::LostState),
+        1 => prop::option::of((0_usize..1200, 0_u8..8)).prop_map(Answer::Restore),
         1 => Just(Answer::Reset),
         1 => Just(Answer::Shutdown),
     ]
@@ -206,14 +251,16 @@ struct Wild {
 
 impl Wild {
     fn new(extended: bool, wired: bool) -> Self {
-        let config = Config::nested().with_extended_contexts(extended).with_budget(8).with_mirror(true);
+        let config = Config::nested().with_ats(true).with_extended_contexts(extended).with_budget(8).with_mirror(true);
         let kinds = if wired { InterruptKinds::Both } else { InterruptKinds::Msi };
         let hardware = Hardware::default();
         hardware.set_strategy(Rewriting::Stepwise);
         let mut vm = Vm::of(&hardware, 1, kinds, &config);
         vm.directory.set(DEVICE, &vm.table.context(PSCID));
+        vm.directory.set(OTHER, &ProcessDirectory::new(&vm.memory, 1).context(tc::EN_ATS | tc::EN_PRI));
         vm.write(reg::DDTP, vm.directory.ddtp());
-        let attachments = vec![vm.attach(DEVICE, NVME), vm.attach(OTHER, NIC)];
+        let attachments = [(DEVICE, NVME), (OTHER, NIC)].map(|(id, device)| vm.attach_with(id, device, Ats::PageRequests));
+        let attachments = attachments.to_vec();
         let way = [2, 1].map(|level| vm.directory.non_leaf_address(DEVICE, level));
         let context = vm.directory.entry_address(DEVICE);
         let pages = [way[0], way[1], context, vm.commands.entry(0), vm.faults.entry(0), vm.memory.allocate(1)];
@@ -263,6 +310,7 @@ impl Wild {
             Step::QueuesOn => {
                 vm.write(reg::CQCSR, 0);
                 vm.write(reg::FQCSR, 0);
+                vm.write(reg::PQCSR, 0);
                 vm.turn_queues_on();
                 vm.write(reg::FQCSR, reg::ENABLE | reg::INTERRUPT_ENABLE);
             }
@@ -278,12 +326,32 @@ impl Wild {
                 }
             }
             Step::Lost(count) => drop(vm.iommu.report_lost(*count)),
+            Step::PageRequest { iova, bits, process } => {
+                let group = Prgi::truncate((bits >> 3).try_into().unwrap());
+                let payload = PageRequest::read(Iova::new(*iova), group).payload;
+                let payload = payload.with_r(bits & 1 != 0).with_w(bits & 2 != 0).with_l(bits & 4 != 0);
+                let request = PageRequest::new(payload);
+                let request = process.map_or(request, |id| request.with_process(ProcessId::truncate(id), id % 2 == 0));
+                let _ = vm.hardware.page_request(NIC, &request);
+                self.page_requests();
+            }
+            Step::Translated { iova, process, forged } => {
+                let process = process.map(ProcessId::truncate);
+                if *forged {
+                    let _ = vm.hardware.translated(NIC, process, Gpa::new(*iova), true);
+                } else {
+                    vm.hardware.dma_through_atc(NIC, process, Iova::new(*iova), true);
+                }
+            }
+            Step::Unresponsive(unresponsive) => vm.hardware.set_unresponsive(NIC, *unresponsive),
             Step::Run => drop(vm.iommu.run()),
             Step::Pending(pending) => vm.physical.set_pending(*pending),
             // Of a ticket that was completed before, or never given.
             Step::FenceDone(ticket) => {
-                let _ = vm.physical.complete(Ticket::new(*ticket));
-                let _ = vm.iommu.fence_done(Ticket::new(*ticket), FenceOutcome::Complete);
+                let completed = vm.physical.complete(Ticket::new(*ticket));
+                let timed_out = completed.iter().any(|ticket| vm.physical.outcome(*ticket) == FenceOutcome::AtsTimeout);
+                let outcome = if timed_out { FenceOutcome::AtsTimeout } else { FenceOutcome::Complete };
+                let _ = vm.iommu.fence_done(Ticket::new(*ticket), outcome);
             }
             Step::Complete => self.complete(),
         }
@@ -291,7 +359,25 @@ impl Wild {
 
     fn complete(&mut self) {
         for ticket in self.vm.physical.complete_all() {
-            let _ = self.vm.iommu.fence_done(ticket, FenceOutcome::Complete);
+            let outcome = self.vm.physical.outcome(ticket);
+            let _ = self.vm.iommu.fence_done(ticket, outcome);
+        }
+    }
+
+    /// The host drains the physical page-request queue.
+    fn page_requests(&mut self) {
+        for (device, request) in self.vm.hardware.take_page_requests() {
+            let newest = self.attachments.iter().rev().find(|attachment| attachment.device() == OTHER).unwrap();
+            let answers = match self.vm.iommu.report_page_request(*newest, &request) {
+                PageRequestOutcome::HostPage => Some(ResponseCode::Success),
+                PageRequestOutcome::Discarded(response) => response.map(|response| response.code),
+                _ => None,
+            };
+            // Of some it is told twice, and by an attachment that is long gone.
+            let _ = self.vm.iommu.report_page_request(self.attachments[0], &request);
+            if let Some(code) = answers.filter(|_| request.payload.wants_response()) {
+                self.vm.hardware.answer_page_request(device, &request, code);
+            }
         }
     }
 
@@ -312,12 +398,31 @@ impl Wild {
             Answer::Attach(_) if self.failed && vm.progress() != Progress::Idle => {}
             Answer::Attach(first) => {
                 let (id, device) = named(*first);
-                if let Ok(attached) = vm.iommu.attach(id, device, DevicePolicy::default()) {
+                if let Ok(attached) = vm.iommu.attach(id, device, DevicePolicy::default().with_ats(Ats::PageRequests)) {
                     self.attachments.push(attached.attachment);
                 }
             }
             Answer::Detach(first) => drop(vm.iommu.detach(named(*first).0)),
             Answer::Resync => drop(vm.iommu.resync(DEVICE)),
+            Answer::AtsInvalidate(error) => vm.physical.answer_next_ats_invalidate(Err(*error)),
+            Answer::PageResponse(error) => vm.physical.answer_next_page_response(Err(*error)),
+            Answer::DeviceReset => {
+                vm.hardware.reset_function(NIC);
+                let _ = vm.iommu.device_reset(OTHER);
+            }
+            Answer::TakeMemory(at) => drop(vm.iommu.invalidate_gpa(Gpa::new(*at)..=Gpa::new(at | 0xfff))),
+            Answer::LostState => {
+                vm.physical.lose_state();
+                let _ = vm.iommu.host_lost_state();
+            }
+            Answer::Restore(spoilt) => {
+                let mut image = vm.image();
+                if let Some((byte, bit)) = spoilt.filter(|(byte, _)| *byte < image.len()) {
+                    image[byte] ^= 1 << bit;
+                }
+                let _ = vm.iommu.restore(&image);
+                self.finish();
+            }
             // The guest does not run before it is done.
             Answer::Reset => {
                 let _ = vm.iommu.reset();

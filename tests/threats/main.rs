@@ -1,17 +1,8 @@
 //! A test for each threat that the crate must close, named after it. `docs/mutations.md` lists for each the change of
 //! the crate that its test catches; `.ci/mutations` tries them.
 //!
-//! Threats that nothing here reaches yet, because what they are about is not there:
-//!
-//! | threat | what is not there |
-//! |---|---|
-//! | T29 save image trusted | save and restore |
-//! | T31 memory taken away under cached translations | `invalidate_gpa` |
-//!
-//! Translation by the crate itself is in `translation`; T07, T08 and T16 of its walks are in `hostile_tables.rs`, T34
-//! and T38 of its devices in `dma_api.rs`.
-//!
-//! In part: T09 without `watch`, T19 without restore, T23, T36, T41: ATS of emulated devices only.
+//! All of T01 to T45 are here. `translation` is about emulated devices; T07, T08 and T16 of their walks are also in
+//! `hostile_tables.rs`, T34 and T38 of the devices in `dma_api.rs`, T29 by random histories in `snapshot_twin`.
 
 #![expect(
     clippy::unwrap_used,
@@ -26,7 +17,9 @@ mod commands;
 mod contexts;
 mod devices;
 mod faults;
+mod host_memory;
 mod hostile;
+mod migration;
 mod offers;
 mod orders;
 mod stores;
@@ -100,6 +93,34 @@ impl Vm {
         let mut vm = Self { memory, wires, hardware, physical, iommu, commands, faults, requests, directory, table };
         vm.turn_queues_on();
         vm
+    }
+
+    /// The same guest on another host, where [`DEVICE`] is another host device with all of ATS: its memory is there,
+    /// its vIOMMU is new.
+    fn elsewhere(&self, hardware: &Hardware, config: &Config) -> Self {
+        let Self { memory, wires: _, hardware: _, physical: _, iommu: _, commands, faults, requests, directory, table } =
+            self;
+        let wires = Wires::new(InterruptKinds::Both).logging_to(memory);
+        let physical = hardware.vm(Gscid::new(7).unwrap(), memory);
+        let host = Parts { memory: memory.clone(), interrupts: wires.clone(), physical: physical.clone() };
+        let mut iommu = VIommu::new(host);
+        iommu.start(config).unwrap();
+        let policy = DevicePolicy::default().with_ats(Ats::PageRequests);
+        let _ = iommu.attach(DEVICE, NIC, policy).unwrap();
+        let (commands, faults, requests) = (commands.clone(), faults.clone(), requests.clone());
+        let (memory, directory, table) = (memory.clone(), directory.clone(), table.clone());
+        let hardware = hardware.clone();
+        let vm = Self { memory, wires, hardware, physical, iommu, commands, faults, requests, directory, table };
+        vm.forget();
+        vm
+    }
+
+    /// The vIOMMU as bytes.
+    fn image(&mut self) -> Vec<u8> {
+        let mut bytes = vec![0; <VIommu<Host>>::SNAPSHOT_BYTES];
+        let length = self.iommu.snapshot(&mut bytes).unwrap();
+        bytes.truncate(length);
+        bytes
     }
 
     /// [`DEVICE`] is attached and translates; what that took is forgotten.
