@@ -8,9 +8,9 @@ use nesting_rig::{FENCE, IOVA, Rig, id, pscid};
 use riscv_viommu::mock::guest::{Iofence, Iotinval, inval_ddt, register};
 use riscv_viommu::mock::{Hardware, Memory, Wires};
 use riscv_viommu::{
-    AttachError, Capabilities, Cause, Config, DevicePolicy, Gxl, Health, HostCapabilities, HostFault, InterruptKinds,
-    NoPhysical, OrderError, Parts, Progress, RestoreError, SecondStageMode, SnapshotError, TransactionType, VIommu,
-    Width,
+    Ats, AttachError, Capabilities, Cause, Config, DevicePolicy, Gxl, Health, HostCapabilities, HostFault,
+    InterruptKinds, NoPhysical, OrderError, Parts, Progress, RestoreError, SecondStageMode, SnapshotError,
+    TransactionType, VIommu, Width,
 };
 
 type Emulated = VIommu<Parts<Memory, Wires, NoPhysical>>;
@@ -260,4 +260,39 @@ fn the_guests_invalidations_go_out_as_they_would_have() {
         let orders: &[&str] = if clean { &["fence none"] } else { &["inv FS", "fence none"] };
         assert_eq!(rig.orders(), orders, "T35");
     }
+}
+
+#[test]
+fn a_timeout_that_no_fence_has_told_of_is_told_after_a_restore() {
+    let mut rig = Rig::new().translating();
+    let mut image = image_of(&mut rig);
+    image[21] |= 1 << 3;
+    assert_eq!(rig.iommu.restore(&image), Ok(Progress::Idle));
+    assert!(!rig.fence());
+    assert!(rig.read(register::CQCSR) & register::CMD_TO != 0, "FEN-07");
+}
+
+#[test]
+fn requests_to_devices_are_those_of_devices_that_are_there() {
+    let config = Config::emulated().with_ats(true).with_synchronous_dma(true);
+    let mut iommu = emulated(InterruptKinds::Msi, &config);
+    let requests = |iommu: &mut Emulated, requests: &[[u8; 8]]| {
+        let mut image = image(iommu);
+        image[25] = u8::try_from(requests.len()).unwrap();
+        image.extend(requests.as_flattened());
+        let length = u32::try_from(image.len()).unwrap();
+        image[12..16].copy_from_slice(&length.to_le_bytes());
+        iommu.restore(&image)
+    };
+    // Device 8, ITag, taken, completions seen.
+    let [taken, waiting] = [[8, 0, 0, 0, 3, 1, 0, 0], [8, 0, 0, 0, 3, 0, 0, 0]];
+    assert_eq!(requests(&mut iommu, &[taken]), Err(RestoreError::NotAttached { device_id: 8 }), "T29");
+    let _ = iommu.attach_emulated(id(0), DevicePolicy::default().with_ats(Ats::Translations)).unwrap();
+    let wrong = RestoreError::State("an ATS message or request that can not be");
+    assert_eq!(requests(&mut iommu, &[waiting]), Err(wrong), "T29: its message is not there");
+    assert_eq!(requests(&mut iommu, &[taken, taken]), Err(wrong), "T29: two of one number");
+    let [mut second, mut third] = [taken; 2];
+    (second[4], third[4]) = (4, 5);
+    assert_eq!(requests(&mut iommu, &[taken, second, third]), Err(RestoreError::Capacity("ITAGS")), "T29");
+    assert_eq!(requests(&mut iommu, &[taken, second]), Ok(Progress::Idle));
 }

@@ -155,12 +155,7 @@ impl Guest {
 
     /// Whether the queue has not come to a command that tells of a change.
     pub(crate) fn owes(&self, look: &Iommu) -> bool {
-        self.unsaid && self.has_queued(look)
-    }
-
-    /// Whether there are commands that were not carried out.
-    pub(crate) fn has_queued(&self, look: &Iommu) -> bool {
-        !look.runs() || look.read(register::CQH) != look.read(register::CQT)
+        self.unsaid && look.has_queued()
     }
 
     /// A fence and nothing else.
@@ -333,7 +328,7 @@ impl Guest {
                 vec![(register::DDTP, Width::U64, self.random.pick(modes))]
             }
             // Over no command that is under way.
-            17 if !self.has_queued(look) => vec![(register::CQT, Width::U32, self.random.below(1 << self.sizes[0]))],
+            17 if !look.has_queued() => vec![(register::CQT, Width::U32, self.random.below(1 << self.sizes[0]))],
             18 if look.read(csr) & register::ON == 0 => {
                 vec![(register::FCTL, Width::U32, self.random.bits()), (csr, Width::U32, 3)]
             }

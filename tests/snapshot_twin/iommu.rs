@@ -217,6 +217,11 @@ impl Iommu {
         }
     }
 
+    /// Whether there are commands that were not carried out.
+    pub(crate) fn has_queued(&self) -> bool {
+        !self.runs() || self.read(register::CQH) != self.read(register::CQT)
+    }
+
     /// Whether the command queue goes on by itself.
     pub(crate) fn runs(&self) -> bool {
         let stops = register::MEMORY_FAULT | register::CMD_TO | register::CMD_ILL | register::BUSY;

@@ -104,7 +104,7 @@ fn compare_images(seed: u64, one: &mut Iommu, other: &mut Iommu) {
 fn say_all(seed: u64, owes: bool, guest: &mut Guest, mut iommus: [&mut Iommu; 3]) -> bool {
     let mut fences = u32::from(owes);
     for _ in 0..300 {
-        let action = if guest.owes(iommus[0]) || (owes && guest.has_queued(iommus[0])) {
+        let action = if guest.owes(iommus[0]) || (owes && iommus[0].has_queued()) {
             guest.catch_up(iommus[0])
         } else if fences == 0 {
             return true;
@@ -115,7 +115,9 @@ fn say_all(seed: u64, owes: bool, guest: &mut Guest, mut iommus: [&mut Iommu; 3]
         let answers = iommus.each_mut().map(|iommu| iommu.act(&action));
         assert!(answers.iter().all(|answer| *answer == answers[0]), "seed {seed}, {action:x?}: {answers:?}");
         guest.note(&answers[0]);
-        iommus.each_mut().map(|iommu| iommu.settle());
+        for iommu in &mut iommus {
+            iommu.settle();
+        }
     }
     false
 }
@@ -149,7 +151,6 @@ fn history(seed: u64, figures: &mut Figures) {
     let _ = restored.restore(&image).unwrap();
     // The hosts end what is under way.
     for iommu in [&mut plain, &mut saved, &mut restored] {
-        iommu.settle();
         let _ = iommu.act(&Action::Pending(false));
         iommu.settle();
     }

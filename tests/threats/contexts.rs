@@ -157,7 +157,8 @@ fn t10_a_context_with_a_process_directory_is_built_from_an_allow_list() {
                 // PRPR is the host's; DTF is for the crate to apply; GADE and custom bits; what is not in use.
                 let ignored = place == (0, 6) && now & tc::EN_PRI != 0
                     || matches!(place, (0, 4 | 7 | 24..32) | (1, 0..60) | (2, 12..32) | (4, 0..44) | (5 | 6, 0..38));
-                let ats = [Ats::Off, Ats::Translations, Ats::Off, Ats::PageRequests][usize::try_from(now >> 1 & 3).unwrap()];
+                let ats =
+                    [Ats::Off, Ats::Translations, Ats::Off, Ats::PageRequests][usize::try_from(now >> 1 & 3).unwrap()];
                 let mode = (fsc >> 60).try_into().unwrap();
                 let found = (mode, fsc & !(u64::MAX << 44), now & tc::DPE != 0, now & tc::SADE != 0, ats);
                 let expected = (taken || ignored).then_some(found);
