@@ -291,7 +291,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         };
         if let Some(slot) = self.slots.get_mut(index) {
             let attachment = slot.attachment;
-            slot.had_ats = slot.live.is_some_and(|live| live.ats() != Ats::Off);
+            // Where its context is not known, it may be filling its cache again.
+            slot.had_ats &= slot.live.is_none_or(|live| live.ats() != Ats::Off);
             if slot.is_quarantined() && slot.phase == Phase::Live {
                 slot.stale = slot.stale.max(Some(super::Reread::Unasked));
             }

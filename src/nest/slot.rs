@@ -154,6 +154,8 @@ impl<D> Slot<D> {
     /// that may keep translations is made to forget them first, as long as it answers.
     pub(super) fn restart(&mut self) {
         let purges = self.had_ats && self.quiesces && !self.is_quarantined();
+        // A host that is on its way to another context is called again after a fence.
+        let on_the_way = self.detours != 0;
         let Self {
             attachment: _,
             device: _,
@@ -200,7 +202,7 @@ impl<D> Slot<D> {
             *wanted = Context::Quiesced;
             // What becomes of it is fenced without the guest's asking.
             *unasked = true;
-            *hold = *live == Some(Context::Quiesced);
+            *hold = on_the_way || *live == Some(Context::Quiesced);
         }
     }
 
