@@ -13,7 +13,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     /// The host took memory from the guest. Hardware is to forget all it has translated: roots and directory entries
     /// may be cached with the address they had (rules VC-32, GVM-07), and then devices what they keep (VC-75, SWG-18).
     pub(crate) fn memory_taken(&mut self) {
-        if !self.slots.is_empty() {
+        // After a refused invalidation nothing counts before the reset, which drives every device anew.
+        if !self.slots.is_empty() && !self.locked {
             self.batch.widen();
         }
         for slot in &mut self.slots {
