@@ -93,7 +93,7 @@ impl Contract {
             blocked || *new == Context::Quiesced || books.state != State::Quiesced,
             "contract: {device:?} gets {new:?}, but Quiesced is followed by Blocked"
         );
-        assert!(blocked || !failed, "contract: {device:?} gets {new:?} after Fatal and before a reset");
+        assert!(!new.is_open() || !failed, "contract: {device:?} gets {new:?} after Fatal and before a reset");
         assert!(
             !new.is_open() || !matches!(books.state, State::Adopted | State::Failed),
             "contract: {device:?} gets {new:?}, but Blocked comes first after adopt and after a failed set_context"
@@ -111,7 +111,7 @@ impl Contract {
             Ok(Applied::Blocked) => State::OnTheWay,
         };
         books.ats = if answer.is_ok() { new.ats() } else { Ats::Off };
-        if new.is_open() && new.ats() != Ats::Off {
+        if new.is_open() && new.ats() != Ats::Off && answer == Ok(Applied::Switched) {
             books.keeps = true;
             books.forgotten = [None; 2];
         }
@@ -146,7 +146,11 @@ impl Contract {
         match answer {
             // Degraded ends with a flush of everything, or of every device.
             Ok(()) if everything || self.devices.values().all(|books| !books.cached) => self.flush = Flush::Fine,
-            Err(OrderError::Refused { .. }) if everything => self.flush = Flush::Degraded,
+            Err(OrderError::Refused { .. }) if everything => {
+                self.flush = Flush::Degraded;
+                // What is still cached is the host's to deal with, in the devices too.
+                self.devices.values_mut().for_each(|books| books.keeps = false);
+            }
             Err(OrderError::Refused { .. }) if self.flush == Flush::Degraded => {}
             Err(OrderError::Refused { .. }) => self.flush = Flush::Refused,
             Err(error) => self.answered(error),

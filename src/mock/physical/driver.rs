@@ -44,7 +44,6 @@ impl Machine {
     /// Rewrites the context of `device`, as far as the strategy goes in one call.
     pub(super) fn rewrite(&mut self, device: PhysicalDevice, gscid: Gscid, wanted: &Context) -> Applied {
         let new = encode(wanted, gscid, self.capabilities_of(device).capabilities.t2gpa());
-        self.function(device).empty &= wanted.ats() == Ats::Off;
         let strategy = self.strategy;
         let slot = self.slot(device);
         slot.ask_for(&new);
@@ -62,6 +61,8 @@ impl Machine {
                 (Step::Drain | Step::Settle, _) => self.slot(device).settle(),
             }
         }
+        // On the way, behind an empty second stage, there is nothing to keep.
+        self.function(device).empty &= wanted.ats() == Ats::Off;
         Applied::Switched
     }
 }

@@ -211,7 +211,8 @@ impl Machine {
 
     /// The host resets the function.
     pub(super) fn reset_function(&mut self, device: PhysicalDevice) {
-        let empty = self.slot(device).present().is_ok_and(|meaning| meaning.ats == Ats::Off);
+        let empty =
+            self.slot(device).present().is_ok_and(|meaning| meaning.ats == Ats::Off || !meaning.context.is_open());
         *self.function(device) = Function { empty, ..Function::default() };
         self.page_requests.retain(|(other, _)| *other != device);
     }
