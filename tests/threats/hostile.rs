@@ -122,7 +122,17 @@ fn values() -> impl Strategy<Value = u64> {
 
 fn offsets() -> impl Strategy<Value = u64> {
     let registers = [
-        reg::FCTL, reg::DDTP, reg::CQB, reg::CQH, reg::CQT, reg::FQB, reg::FQH, reg::FQT, reg::CQCSR, reg::PQB, reg::PQH,
+        reg::FCTL,
+        reg::DDTP,
+        reg::CQB,
+        reg::CQH,
+        reg::CQT,
+        reg::FQB,
+        reg::FQH,
+        reg::FQT,
+        reg::CQCSR,
+        reg::PQB,
+        reg::PQH,
     ];
     prop_oneof![
         8 => prop::sample::select(registers.to_vec()),
@@ -259,7 +269,8 @@ impl Wild {
         vm.directory.set(DEVICE, &vm.table.context(PSCID));
         vm.directory.set(OTHER, &ProcessDirectory::new(&vm.memory, 1).context(tc::EN_ATS | tc::EN_PRI));
         vm.write(reg::DDTP, vm.directory.ddtp());
-        let attachments = [(DEVICE, NVME), (OTHER, NIC)].map(|(id, device)| vm.attach_with(id, device, Ats::PageRequests));
+        let attachments =
+            [(DEVICE, NVME), (OTHER, NIC)].map(|(id, device)| vm.attach_with(id, device, Ats::PageRequests));
         let attachments = attachments.to_vec();
         let way = [2, 1].map(|level| vm.directory.non_leaf_address(DEVICE, level));
         let context = vm.directory.entry_address(DEVICE);
@@ -340,7 +351,7 @@ impl Wild {
                 if *forged {
                     let _ = vm.hardware.translated(NIC, process, Gpa::new(*iova), true);
                 } else {
-                    vm.hardware.dma_through_atc(NIC, process, Iova::new(*iova), true);
+                    let _ = vm.hardware.dma_through_atc(NIC, process, Iova::new(*iova), true);
                 }
             }
             Step::Unresponsive(unresponsive) => vm.hardware.set_unresponsive(NIC, *unresponsive),
