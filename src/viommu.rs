@@ -403,7 +403,9 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
                 Err(progress) => waits = waits.max(progress),
             }
         }
-        let went = self.commands.advance(&mut Env {
+        let queue = &mut self.commands;
+        let mut env = Env {
+            queue,
             registers: &mut self.registers,
             nest: &mut self.nest,
             emulated: &self.emulated,
@@ -413,8 +415,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
             backend: &mut self.backend,
             budget: &mut budget,
             counts: &mut self.stats.commands,
-        });
-        self.progress = waits.max(went);
+        };
+        self.progress = waits.max(env.advance());
         if self.progress == Progress::Runnable {
             self.stats.budget_used_up = self.stats.budget_used_up.wrapping_add(1);
         }

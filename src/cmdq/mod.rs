@@ -2,6 +2,9 @@
 
 pub mod command;
 mod counts;
+mod devices;
+mod fence;
+mod fetch;
 
 pub use command::{
     AtsInval, AtsPrgr, Command, Destination, InvalidationPayload, IofenceC, Iotinval, Legality, PageRange, RawCommand,
@@ -12,25 +15,23 @@ pub use counts::CommandCounts;
 use zerocopy::FromZeros;
 
 use crate::addr::Gpa;
-use crate::ats::{Full, Itags};
-use crate::backend::{Ats, Backend, FenceScope, Invalidation, Pages, Post};
+use crate::ats::Itags;
+use crate::backend::{Backend, Invalidation, Pages};
 use crate::drain::Drains;
 use crate::emulated::Emulated;
 use crate::error::{IllegalCommand, MemoryFault};
-use crate::id::DeviceId;
 use crate::last_error::LastError;
-use crate::mem::View;
-use crate::nest::{Barrier, Nest};
+use crate::nest::Nest;
 use crate::progress::{Budget, Progress};
 use crate::regs::Cqcsr;
 use crate::regs::file::Registers;
 use crate::ring::Ring;
 use crate::translate::Caches;
 
-/// Commands read at once: bytes of one load.
-const SPAN: usize = 16;
+use fence::Fence;
+use fetch::{SPAN, fetch, runs};
 
-/// What the queue works on.
+/// The queue, and what it works on.
 pub(crate) struct Env<
     'a,
     B: Backend,
@@ -40,6 +41,7 @@ pub(crate) struct Env<
     const ITAGS: usize,
     const GROUPS: usize,
 > {
+    pub(crate) queue: &'a mut CommandQueue,
     pub(crate) registers: &'a mut Registers,
     pub(crate) nest: &'a mut Nest<B::Device, DEVICES, BATCH, ITAGS, GROUPS>,
     pub(crate) emulated: &'a Emulated<DEVICES>,
@@ -55,21 +57,6 @@ pub(crate) struct Env<
 #[derive(Debug)]
 pub(crate) struct CommandQueue {
     fence: Option<Fence>,
-}
-
-/// A fence that waits.
-#[derive(Debug)]
-struct Fence {
-    command: IofenceC,
-    barrier: Barrier,
-    /// Which DMA of emulated devices it waits for is settled.
-    drains: bool,
-}
-
-impl Fence {
-    const fn new(command: IofenceC) -> Self {
-        Self { command, barrier: Barrier::new(FenceScope::new(command.pr, command.pw)), drains: false }
-    }
 }
 
 /// What is to happen after a command.
@@ -96,69 +83,53 @@ impl CommandQueue {
     pub(crate) fn restored(parked: Option<IofenceC>) -> Self {
         Self { fence: parked.map(Fence::new) }
     }
+}
 
+impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize, const GROUPS: usize>
+    Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>
+{
     /// Goes on with the queue as far as it can, and settles what its commands named.
-    pub(crate) fn advance<
-        B: Backend,
-        const DEVICES: usize,
-        const BATCH: usize,
-        const CACHE: usize,
-        const ITAGS: usize,
-        const GROUPS: usize,
-    >(
-        &mut self,
-        env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
-    ) -> Progress {
-        let progress = self.execute(env);
-        let csr = env.registers.cqcsr();
-        if csr.busy() && self.fence.is_none() {
+    pub(crate) fn advance(&mut self) -> Progress {
+        let progress = self.execute();
+        let csr = self.registers.cqcsr();
+        if csr.busy() && self.queue.fence.is_none() {
             // Turned off, and nothing it began is left.
-            env.nest.release_batch(env.backend);
-            env.registers.set_cqcsr(csr.with_cqon(false).with_busy(false));
+            self.nest.release_batch(self.backend);
+            self.registers.set_cqcsr(csr.with_cqon(false).with_busy(false));
         }
-        progress.max(env.nest.settle(env.registers, env.backend, env.budget))
+        progress.max(self.nest.settle(self.registers, self.backend, self.budget))
     }
 
-    fn execute<
-        B: Backend,
-        const DEVICES: usize,
-        const BATCH: usize,
-        const CACHE: usize,
-        const ITAGS: usize,
-        const GROUPS: usize,
-    >(
-        &mut self,
-        env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
-    ) -> Progress {
-        if self.fence.is_some() {
-            match self.go_on_with_fence(env) {
+    fn execute(&mut self) -> Progress {
+        if self.queue.fence.is_some() {
+            match self.go_on_with_fence() {
                 Flow::Next => {}
                 Flow::Wait(progress) => return progress,
                 Flow::Stop => return Progress::Idle,
             }
         }
-        while runs(env.registers.cqcsr()) && env.registers.cqh() != env.registers.cqt() {
+        while runs(self.registers.cqcsr()) && self.registers.cqh() != self.registers.cqt() {
             let mut buffer = [RawCommand::new_zeroed(); SPAN];
-            let commands = match fetch(env, &mut buffer) {
+            let commands = match fetch(self.registers, self.backend, &mut buffer) {
                 Ok(commands) => commands,
                 // UNSPECIFIED: corrupted memory is a memory fault too (rule CQ-15).
                 Err(fault) => {
-                    let at = Ring::<16>::new(env.registers.cqb()).address(env.registers.cqh());
-                    stop_at_memory(env, at, fault);
+                    let at = Ring::<16>::new(self.registers.cqb()).address(self.registers.cqh());
+                    self.stop_at_memory(at, fault);
                     break;
                 }
             };
             // What is behind a command that waits or stops is dropped here, and fetched again when its turn comes.
             for &command in commands {
-                if !env.budget.take() {
+                if !self.budget.take() {
                     return Progress::Runnable;
                 }
-                match self.carry_out(command, env) {
+                match self.carry_out(command) {
                     Flow::Next => {}
                     Flow::Wait(progress) => {
-                        if self.fence.is_none() {
+                        if self.queue.fence.is_none() {
                             // Taken again when it is fetched again. What it waits for may need it meanwhile.
-                            env.budget.give_back();
+                            self.budget.give_back();
                         }
                         return progress;
                     }
@@ -170,146 +141,81 @@ impl CommandQueue {
     }
 
     /// Decides on the one copy of the command.
-    fn carry_out<
-        B: Backend,
-        const DEVICES: usize,
-        const BATCH: usize,
-        const CACHE: usize,
-        const ITAGS: usize,
-        const GROUPS: usize,
-    >(
-        &mut self,
-        raw: RawCommand,
-        env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
-    ) -> Flow {
-        let registers = &*env.registers;
+    fn carry_out(&mut self, raw: RawCommand) -> Flow {
+        let registers = &*self.registers;
         let legality = Legality::new(registers.capabilities(), registers.fctl().wsi(), registers.mode());
-        let command = match Command::decode(raw, &legality) {
-            Ok(command) => command,
-            Err(IllegalCommand(reason)) => {
-                let index = env.registers.cqh();
-                env.nest.noted.note(LastError::IllegalCommand { index, command: raw, reason });
-                env.counts.count_illegal();
-                set_status(env.registers, |csr| csr.with_cmd_ill(true));
-                return Flow::Stop;
+        match Command::decode(raw, &legality) {
+            Ok(command) => {
+                log::trace!("{command:x?}");
+                self.obey(command).unwrap_or_else(Flow::Wait)
             }
-        };
-        log::trace!("{command:x?}");
+            Err(IllegalCommand(reason)) => {
+                let index = self.registers.cqh();
+                self.nest.noted.note(LastError::IllegalCommand { index, command: raw, reason });
+                self.counts.count_illegal();
+                self.set_status(|csr| csr.with_cmd_ill(true));
+                Flow::Stop
+            }
+        }
+    }
+
+    /// For passthrough devices first, since only there it may have to wait, and is then carried out again as a whole.
+    fn obey(&mut self, command: Command) -> Result<Flow, Progress> {
         match command {
             Command::IotinvalVma(operands) => {
                 // For passthrough devices there is no second stage of the guest's own, and so one set of spaces, which
                 // the host's GSCID tags; those of other VMs of the guest's do not exist (rule VC-22).
                 if operands.gscid.is_none() {
-                    if let Err(progress) = env.nest.invalidate(first_stage(&operands), env.backend) {
-                        return Flow::Wait(progress);
-                    }
+                    self.nest.invalidate(first_stage(&operands), self.backend)?;
                 }
-                env.caches.forget_first_stage(&operands);
-                env.forget_dma(&first_stage(&operands));
+                self.caches.forget_first_stage(&operands);
+                self.forget_dma(&first_stage(&operands));
             }
             // For passthrough devices there is no second stage to forget (rule VC-30).
             Command::IotinvalGvma(operands) => {
-                env.caches.forget_second_stage(&operands);
-                env.forget_dma(&Invalidation::Everything);
+                self.caches.forget_second_stage(&operands);
+                self.forget_dma(&Invalidation::Everything);
             }
             Command::IodirInvalPdt(device, process) => {
-                if let Err(progress) = env.nest.inval_pdt(device, process, env.backend) {
-                    return Flow::Wait(progress);
-                }
-                env.caches.forget_process(device, process);
-                env.forget_dma(&Invalidation::Device(device));
+                self.nest.inval_pdt(device, process, self.backend)?;
+                self.caches.forget_process(device, process);
+                self.forget_dma(&Invalidation::Device(device));
             }
             Command::IodirInvalDdt(device) => {
-                env.nest.inval_ddt(device);
-                env.caches.forget_device(device);
-                env.forget_dma(&device.map_or(Invalidation::Everything, Invalidation::Device));
+                self.nest.inval_ddt(device);
+                self.caches.forget_device(device);
+                self.forget_dma(&device.map_or(Invalidation::Everything, Invalidation::Device));
             }
-            Command::AtsInval(operands) => {
-                if let Err(progress) = invalidate_at_device(&operands, env) {
-                    return Flow::Wait(progress);
-                }
-            }
-            Command::AtsPrgr(operands) => {
-                if let Err(progress) = respond_to_device(&operands, env) {
-                    return Flow::Wait(progress);
-                }
-            }
+            Command::AtsInval(operands) => self.invalidate_at_device(&operands)?,
+            Command::AtsPrgr(operands) => self.respond_to_device(&operands)?,
             Command::IofenceC(fence) => {
-                self.fence = Some(Fence::new(fence));
-                return self.go_on_with_fence(env);
+                self.queue.fence = Some(Fence::new(fence));
+                return Ok(self.go_on_with_fence());
             }
         }
-        step_over(&command, env);
-        Flow::Next
+        self.step_over(&command);
+        Ok(Flow::Next)
     }
 
-    /// In the order of rules FEN-02 and VC-47: everything before it, the timeout, the store, the head, the wire.
-    fn go_on_with_fence<
-        B: Backend,
-        const DEVICES: usize,
-        const BATCH: usize,
-        const CACHE: usize,
-        const ITAGS: usize,
-        const GROUPS: usize,
-    >(
-        &mut self,
-        env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
-    ) -> Flow {
-        let Some(Fence { command: fence, barrier, drains }) = &mut self.fence else {
-            return Flow::Next;
-        };
-        // Nothing behind the fence has been fetched: what is under way to devices was ordered before it.
-        if !env.ats.is_idle() {
-            return Flow::Wait(Progress::Waiting);
-        }
-        // Accesses are ordered after that wait (rule FEN-02): what was translated during it counts too.
-        if !core::mem::replace(drains, true) {
-            env.drains.fence(fence.pr || fence.pw);
-        }
-        let is_drained = env.drains.is_done(env.backend);
-        if let Err(progress) = env.nest.pass(barrier, env.registers, env.backend, env.budget) {
-            return Flow::Wait(progress);
-        }
-        if !is_drained {
-            return Flow::Wait(Progress::Waiting);
-        }
-        let fence = *fence;
-        // Done, or stopped and then fetched and carried out again as a whole (rules FEN-05, FEN-07).
-        self.fence = None;
-        let timed_out = [env.nest.take_timeout(), env.ats.take_timeout()];
-        if timed_out.contains(&true) {
-            set_status(env.registers, |csr| csr.with_cmd_to(true));
-            return Flow::Stop;
-        }
-        if let Some((at, data)) = fence.store {
-            if let Err(fault) = View::of(env.registers).post(env.backend, at, data, Post::FenceData) {
-                stop_at_memory(env, at, fault);
-                return Flow::Stop;
-            }
-            env.counts.count_store();
-        }
-        step_over(&Command::IofenceC(fence), env);
-        if fence.wsi {
-            set_status(env.registers, |csr| csr.with_fence_w_ip(true));
-        }
-        Flow::Next
+    /// The head moves past the command at it.
+    fn step_over(&mut self, command: &Command) {
+        let ring = Ring::<16>::new(self.registers.cqb());
+        let next = ring.next(self.registers.cqh());
+        self.registers.set_cqh(next);
+        self.counts.count(command);
     }
-}
 
-impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize, const GROUPS: usize>
-    Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>
-{
-    /// Emulated devices are to forget translations, too: those in use are waited for by the next fence. Of a device
-    /// that is none of them nothing is told.
-    fn forget_dma(&mut self, what: &Invalidation<DeviceId>) {
-        self.drains.invalidate();
-        let concerns_one = match what {
-            Invalidation::Device(id) => self.emulated.named(*id).is_some(),
-            _ => !self.emulated.is_empty(),
-        };
-        if concerns_one {
-            self.backend.unmapped(what);
-        }
+    /// The command at the head stops the queue, because of what it found `at` an address.
+    fn stop_at_memory(&mut self, at: Gpa, fault: MemoryFault) {
+        let index = self.registers.cqh();
+        self.nest.noted.note(LastError::CommandMemory { index, at, fault });
+        self.set_status(|csr| csr.with_cqmf(true));
+    }
+
+    /// Sets a status bit; all but `fence_w_ip` stop the queue.
+    fn set_status(&mut self, set: impl FnOnce(Cqcsr) -> Cqcsr) {
+        let csr = set(self.registers.cqcsr());
+        self.registers.set_cqcsr(csr);
     }
 }
 
@@ -322,120 +228,4 @@ fn first_stage<D>(operands: &Iotinval) -> Invalidation<D> {
         (None, Some(pscid)) => Invalidation::AddressSpace(pscid),
         (None, None) => Invalidation::FirstStage,
     }
-}
-
-/// `ATS.INVAL`, to a device that takes part in ATS. Other functions have none: no timeout is made up for them (rules
-/// VC-11, VC-71).
-fn invalidate_at_device<
-    B: Backend,
-    const DEVICES: usize,
-    const BATCH: usize,
-    const CACHE: usize,
-    const ITAGS: usize,
-    const GROUPS: usize,
->(
-    operands: &AtsInval,
-    env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
-) -> Result<(), Progress> {
-    match env.emulated.named(operands.destination.device()) {
-        None => env.nest.ats_invalidate(operands, env.registers, env.backend, env.budget),
-        Some(device) if device.ats == Ats::Off => Ok(()),
-        Some(device) => env.ats.invalidate(device.attachment, operands).map_err(|Full| Progress::Waiting),
-    }
-}
-
-/// `ATS.PRGR`, to a device that makes page requests; others are none the wiser.
-fn respond_to_device<
-    B: Backend,
-    const DEVICES: usize,
-    const BATCH: usize,
-    const CACHE: usize,
-    const ITAGS: usize,
-    const GROUPS: usize,
->(
-    operands: &AtsPrgr,
-    env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
-) -> Result<(), Progress> {
-    match env.emulated.named(operands.destination.device()) {
-        None => env.nest.respond(operands, env.backend),
-        Some(device) if device.ats == Ats::Off => Ok(()),
-        Some(device) => env.ats.respond(device.attachment, operands).map_err(|Full| Progress::Waiting),
-    }
-}
-
-/// Whether a command may be fetched (rule CQ-02).
-const fn runs(csr: Cqcsr) -> bool {
-    csr.cqen() && csr.cqon() && !csr.cqmf() && !csr.cmd_to() && !csr.cmd_ill()
-}
-
-/// Reads the commands at the head, one load where they are contiguous. A load that fails is tried again for the first
-/// of them alone, so that those before the unreadable one are carried out.
-fn fetch<
-    'b,
-    B: Backend,
-    const DEVICES: usize,
-    const BATCH: usize,
-    const CACHE: usize,
-    const ITAGS: usize,
-    const GROUPS: usize,
->(
-    env: &Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
-    buffer: &'b mut [RawCommand; SPAN],
-) -> Result<&'b [RawCommand], MemoryFault> {
-    let registers = &*env.registers;
-    let ring = Ring::<16>::new(registers.cqb());
-    let view = View::of(registers);
-    let at = ring.address(registers.cqh());
-    let span = ring.span(registers.cqh(), registers.cqt());
-    let commands = buffer.get_mut(..usize::try_from(span).unwrap_or(SPAN).min(SPAN)).unwrap_or_default();
-    match (view.load(env.backend, at, &mut *commands), commands) {
-        (Ok(()), commands) => Ok(commands),
-        (Err(_), [first, _, ..]) => {
-            view.load(env.backend, at, first)?;
-            Ok(core::slice::from_ref(first))
-        }
-        (Err(fault), _) => Err(fault),
-    }
-}
-
-/// The head moves past the command at it.
-fn step_over<
-    B: Backend,
-    const DEVICES: usize,
-    const BATCH: usize,
-    const CACHE: usize,
-    const ITAGS: usize,
-    const GROUPS: usize,
->(
-    command: &Command,
-    env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
-) {
-    let ring = Ring::<16>::new(env.registers.cqb());
-    let next = ring.next(env.registers.cqh());
-    env.registers.set_cqh(next);
-    env.counts.count(command);
-}
-
-/// The command at the head stops the queue, because of what it found `at` an address.
-fn stop_at_memory<
-    B: Backend,
-    const DEVICES: usize,
-    const BATCH: usize,
-    const CACHE: usize,
-    const ITAGS: usize,
-    const GROUPS: usize,
->(
-    env: &mut Env<'_, B, DEVICES, BATCH, CACHE, ITAGS, GROUPS>,
-    at: Gpa,
-    fault: MemoryFault,
-) {
-    let index = env.registers.cqh();
-    env.nest.noted.note(LastError::CommandMemory { index, at, fault });
-    set_status(env.registers, |csr| csr.with_cqmf(true));
-}
-
-/// Sets a status bit; all but `fence_w_ip` stop the queue.
-fn set_status(registers: &mut Registers, set: impl FnOnce(Cqcsr) -> Cqcsr) {
-    let csr = set(registers.cqcsr());
-    registers.set_cqcsr(csr);
 }
