@@ -1,30 +1,32 @@
 //! [`VIommu`]: owns everything, and is the only place that sees everything.
 
 mod dma;
+mod drive;
 mod emulated;
 mod memory;
 mod migration;
 mod monitor;
 mod passthrough;
+mod policy;
 
 pub use dma::Pieces;
-pub use passthrough::PageRequestOutcome;
+pub use passthrough::{Attached, PageRequestOutcome};
+pub use policy::DevicePolicy;
 
 use crate::ats::Itags;
-use crate::attachment::{Attachment, Generations};
-use crate::backend::{Ats, Backend, FenceScope, Invalidation};
-use crate::cmdq::{CommandQueue, Env};
+use crate::attachment::Generations;
+use crate::backend::{Backend, FenceScope, Invalidation};
+use crate::cmdq::CommandQueue;
 use crate::config::Config;
 use crate::drain::Drains;
 use crate::emulated::Emulated;
 use crate::error::{ConfigError, DetachError};
-use crate::fault::Fault;
-use crate::faultq::{self, FaultQueue, Fenced, Origin};
+use crate::faultq::FaultQueue;
 use crate::id::DeviceId;
 use crate::interrupt::Signals;
 use crate::last_error::LastError;
 use crate::nest::{Barrier, Health, Nest};
-use crate::progress::{Budget, Progress};
+use crate::progress::Progress;
 use crate::regs::file::{Effect, Registers};
 use crate::regs::{Capabilities, Width, low_half};
 use crate::stats::Stats;
@@ -94,55 +96,6 @@ pub struct VIommu<
     /// What the last call left.
     progress: Progress,
     stats: Stats,
-}
-
-/// What the host grants a device beyond translation: nothing, unless said.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct DevicePolicy {
-    /// The most the guest may turn on for the device, where [`Config::with_ats`] offers it at all. The model of an
-    /// emulated device answers invalidation requests.
-    pub ats: Ats,
-    /// For a passthrough device: it sends as translated only addresses that the IOMMU gave it.
-    pub trusted_translations: bool,
-    /// For a passthrough device: a Response Failure of the guest may turn its page requests off.
-    pub response_failure: bool,
-}
-
-impl DevicePolicy {
-    /// States [`ats`](Self::ats).
-    #[must_use]
-    pub const fn with_ats(self, ats: Ats) -> Self {
-        Self { ats, ..self }
-    }
-
-    /// States [`trusted_translations`](Self::trusted_translations): the device gets ATS although its IOMMU has no
-    /// `T2GPA`. Translated requests then pass every check, so that a device that makes addresses up reaches all memory
-    /// of the host (rule MRG-03). And what it keeps can not be revoked while the guest has it: before it is detached
-    /// the host resets the function, or turns its ATS off.
-    #[must_use]
-    pub const fn with_trusted_translations(self, trusted: bool) -> Self {
-        Self { trusted_translations: trusted, ..self }
-    }
-
-    /// States [`response_failure`](Self::response_failure). A Response Failure turns the page requests of a function off
-    /// and those of all functions that share its interface (PF and VFs): granted where all of them are the guest's,
-    /// else the device is told that its request was invalid (rule PRG-06).
-    #[must_use]
-    pub const fn with_response_failure(self, granted: bool) -> Self {
-        Self { response_failure: granted, ..self }
-    }
-}
-
-/// A device was taken in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "its events present the attachment, and its progress tells what is left to do"]
-#[non_exhaustive]
-pub struct Attached {
-    /// What the device's faults present.
-    pub attachment: Attachment,
-    /// What is left until the device's context is in force.
-    pub progress: Progress,
 }
 
 impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize, const GROUPS: usize>
@@ -366,117 +319,5 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     #[must_use]
     pub const fn backend_mut(&mut self) -> &mut B {
         &mut self.backend
-    }
-
-    /// Goes on with whatever waits: the directory, then the queue.
-    fn advance(&mut self) {
-        let Some(config) = self.config else {
-            return;
-        };
-        let mut budget = Budget::new(config.budget);
-        if self.nest.is_restoring() {
-            self.progress = self.nest.redrive(&self.registers, &mut self.backend, &mut budget);
-            if self.progress != Progress::Idle {
-                return;
-            }
-            // What comes now is the guest's.
-            self.faults.renew(self.fenced());
-            budget = Budget::new(config.budget);
-        }
-        let is_drained = self.drains.is_done(&mut self.backend);
-        let mut waits = if is_drained { Progress::Idle } else { Progress::Waiting };
-        if let Some(barrier) = &mut self.directory {
-            match self.nest.pass(barrier, &self.registers, &mut self.backend, &mut budget) {
-                Ok(()) if !is_drained => {}
-                Ok(()) => {
-                    self.directory = None;
-                    self.directories = self.directories.wrapping_add(1);
-                    self.registers.clear_ddtp_busy();
-                }
-                Err(progress) => waits = waits.max(progress),
-            }
-        }
-        if let Some(barrier) = &mut self.memory_taken {
-            match self.nest.pass(barrier, &self.registers, &mut self.backend, &mut budget) {
-                Ok(()) if is_drained && !self.nest.is_locked() => self.memory_taken = None,
-                Ok(()) => {}
-                Err(progress) => waits = waits.max(progress),
-            }
-        }
-        let queue = &mut self.commands;
-        let mut env = Env {
-            queue,
-            registers: &mut self.registers,
-            nest: &mut self.nest,
-            emulated: &self.emulated,
-            ats: &mut self.ats,
-            caches: &mut self.caches,
-            drains: &mut self.drains,
-            backend: &mut self.backend,
-            budget: &mut budget,
-            counts: &mut self.stats.commands,
-        };
-        self.progress = waits.max(env.advance());
-        if self.progress == Progress::Runnable {
-            self.stats.budget_used_up = self.stats.budget_used_up.wrapping_add(1);
-        }
-    }
-
-    /// The directory is another one: nothing of the old one is used for an access that begins now.
-    // UNSPECIFIED: what is remembered may be kept (rules REG-DDTP-13, CA-12); forgetting is always allowed.
-    fn forget_translations(&mut self) {
-        self.caches.clear();
-        self.drains.invalidate();
-        self.drains.fence(true);
-        if !self.emulated.is_empty() {
-            self.backend.unmapped(&Invalidation::Everything);
-        }
-    }
-
-    /// Ends every call that can change a register: what the guest may read is published before it is signalled.
-    fn finish(&mut self) {
-        let mirror = self.config.is_some_and(|config| config.mirror);
-        self.faults.forget_if_off(&self.registers);
-        loop {
-            self.signals.evaluate(&mut self.registers);
-            if mirror {
-                self.publish();
-            }
-            match self.signals.deliver(&self.registers, &mut self.backend, &mut self.stats.messages) {
-                Ok(()) => return,
-                // The record may ask for one more message; that its cause is then pending already ends it (IRQ-14).
-                Err(at) => {
-                    let (faults, mut env, stats) = self.fault_queue();
-                    stats.count(faults.report_msi_fault(at, &mut env));
-                }
-            }
-        }
-    }
-
-    fn publish(&mut self) {
-        while let Some(register) = self.registers.pop_changed() {
-            let value = self.registers.value(register);
-            self.backend.publish(register.offset(), low_half(value));
-            if register.width() == Width::U64 {
-                self.backend.publish(register.offset().saturating_add(4), low_half(value >> 32));
-            }
-        }
-    }
-
-    fn record(&mut self, fault: Fault, origin: &Origin, dtf: bool) {
-        self.nest.noted.note_context(origin.device, origin.process, &fault);
-        let (faults, mut env, stats) = self.fault_queue();
-        stats.count(faults.report(fault, origin, dtf, &mut env));
-    }
-
-    fn fenced(&self) -> Fenced {
-        (self.nest.completed(), self.stats.commands.iofence_c.wrapping_add(self.directories))
-    }
-
-    /// The fault queue, what it works on, and what counts its outcomes.
-    fn fault_queue(&mut self) -> (&mut FaultQueue, faultq::Env<'_, B>, &mut Stats) {
-        let fenced = self.fenced();
-        let Self { backend, registers, signals, faults, stats, .. } = self;
-        (faults, faultq::Env { registers, signals, memory: backend, fenced }, stats)
     }
 }

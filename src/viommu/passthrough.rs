@@ -1,6 +1,6 @@
 //! Devices of the host that are given to the guest: attaching them, and what the physical side tells of them.
 
-use super::{Attached, DevicePolicy, VIommu};
+use super::{DevicePolicy, VIommu};
 use crate::addr::Iova;
 use crate::attachment::Attachment;
 use crate::backend::{Backend, FenceOutcome, PageResponse, ResponseCode, Ticket};
@@ -13,6 +13,17 @@ use crate::nest::{Grant, Requester, Verdict};
 use crate::pageq::{self, PageRequest};
 use crate::progress::Progress;
 use crate::translate::{Ask, Caches, Env, Permissions, Tally};
+
+/// A device was taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "its events present the attachment, and its progress tells what is left to do"]
+#[non_exhaustive]
+pub struct Attached {
+    /// What the device's faults present.
+    pub attachment: Attachment,
+    /// What is left until the device's context is in force.
+    pub progress: Progress,
+}
 
 /// What becomes of a page request of a passthrough device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
