@@ -71,21 +71,11 @@ enum Residue {
     GoneAfter(Ticket),
 }
 
-/// What an adopted device may do in its IOMMU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// Nothing, and its IOMMU has forgotten that it could.
-    Shut,
-    /// Nothing, but its IOMMU may remember another context.
-    Closing,
-    /// To translate, perhaps.
-    Open,
-}
-
 #[derive(Debug)]
 struct Child<P: PhysicalIommu, const DEVICES: usize> {
     iommu: P,
-    adopted: Vec<(P::Device, State), DEVICES>,
+    /// The devices, and whether they may translate.
+    adopted: Vec<(P::Device, bool), DEVICES>,
     residue: Residue,
     /// The newest fence this IOMMU has to complete.
     issued: Ticket,
@@ -190,9 +180,9 @@ impl<P: PhysicalIommu, const DEVICES: usize> Child<P, DEVICES> {
         }
     }
 
-    fn set_state(&mut self, device: P::Device, state: State) {
+    fn set_open(&mut self, device: P::Device, open: bool) {
         for adopted in self.adopted.iter_mut().filter(|adopted| adopted.0 == device) {
-            adopted.1 = state;
+            adopted.1 = open;
         }
     }
 
@@ -233,21 +223,10 @@ impl<P: PhysicalIommu, const DEVICES: usize> Child<P, DEVICES> {
             return Ok(());
         }
         self.iommu.invalidate(orders)?;
-        for order in orders {
-            let meant = |device: &P::Device| match order {
-                Invalidation::Device(named) => device == named,
-                Invalidation::Everything => true,
-                _ => false,
-            };
-            for adopted in self.adopted.iter_mut().filter(|(device, state)| *state == State::Closing && meant(device)) {
-                adopted.1 = State::Shut;
-            }
-            // Either ends with all translations of the GSCID.
-            let flushes = matches!(order, Invalidation::Device(_) | Invalidation::Everything);
-            let is_shut = self.adopted.iter().all(|(_, state)| *state == State::Shut);
-            if flushes && is_shut && self.residue == Residue::Some {
-                self.residue = Residue::Flushed;
-            }
+        // Either ends with all translations of the GSCID; what is blocked is invalidated before the next fence.
+        let flushes = |order: &_| matches!(order, Invalidation::Device(_) | Invalidation::Everything);
+        if self.residue == Residue::Some && orders.iter().any(flushes) && self.adopted.iter().all(|(_, open)| !open) {
+            self.residue = Residue::Flushed;
         }
         Ok(())
     }
@@ -286,7 +265,7 @@ impl<P: PhysicalIommu, const N: usize, const DEVICES: usize> PhysicalIommu for F
         }
         let capabilities = child.iommu.adopt(device.device)?;
         // There is room.
-        let _ = child.adopted.push((device.device, State::Closing));
+        let _ = child.adopted.push((device.device, false));
         Ok(capabilities)
     }
 
@@ -294,12 +273,12 @@ impl<P: PhysicalIommu, const N: usize, const DEVICES: usize> PhysicalIommu for F
         let child = self.child(device.iommu)?;
         if new.is_open() {
             // Before it is known whether it works.
-            child.set_state(device.device, State::Open);
+            child.set_open(device.device, true);
             child.residue = Residue::Some;
         }
         let applied = child.iommu.set_context(device.device, new)?;
         if !new.is_open() {
-            child.set_state(device.device, State::Closing);
+            child.set_open(device.device, false);
         }
         Ok(applied)
     }
