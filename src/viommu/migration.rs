@@ -71,7 +71,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         };
         let state = State::decode(image, &taker);
         self.clear();
-        match state.and_then(|state| self.become_(state)) {
+        match state.and_then(|state| self.take_over(state)) {
             Ok(()) => Ok(self.run()),
             Err(error) => {
                 self.nest.shut();
@@ -82,7 +82,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     }
 
     /// Takes in what was checked, after a reset.
-    fn become_(&mut self, state: State<DEVICES, ITAGS, GROUPS>) -> Result<(), RestoreError> {
+    fn take_over(&mut self, state: State<DEVICES, ITAGS, GROUPS>) -> Result<(), RestoreError> {
         let State { registers, masked, fence, fault, directory, ats, nest } = state;
         self.signals.restore(masked, &registers).map_err(RestoreError::State)?;
         self.faults = FaultQueue::restored(fault, self.fenced());
