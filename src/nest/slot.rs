@@ -1,4 +1,32 @@
 //! One attached device.
+//!
+//! Three facts move, each at its own pace:
+//!
+//! - its life: [`Phase`];
+//! - its context: `stale` (the directory is to be read), `wanted`, then `live`. While `live` is not known the device is
+//!   blocked before anything else is ordered. What changes `live` makes an invalidation `owed`, and is final after the
+//!   fence that follows both (`step`). While the slot is on `hold` it waits for that fence, which the crate then issues
+//!   by itself; else the next change may come at once, and the guest's fence serves;
+//! - what the device keeps itself: [`Purge`].
+//!
+//! | history | what hardware and the device are told |
+//! |---|---|
+//! | adopted, restarted | Blocked, invalidation, fence; then the directory's context |
+//! | leaving | Blocked, invalidation, fence; then released |
+//! | restarted, leaving, may keep translations | Quiesced, invalidation, fence; forget, fence; then as above |
+//! | in use, memory was taken from the guest | invalidation, fence; forget, fence |
+//!
+//! So the fence that a slot was on hold for lets it go on by this table:
+//!
+//! | | `Purge::No` | `Quiescing` | `Fencing` |
+//! |---|---|---|---|
+//! | `Entering` | becomes `Live`, and stale | `Forgetting` once it is Quiesced | to be blocked, on hold again |
+//! | `Live` | its next context | `Forgetting` | `No`; without ATS, if it did not answer |
+//! | `Leaving` | is released | `Forgetting` once it is Quiesced | to be blocked, on hold again |
+//!
+//! `Forgetting` needs no fence: when all requests are sent it becomes `Fencing`, on hold. Beside that, a context the
+//! host `refused`, by a word or by too many `detours`, leaves the device blocked until somebody names it again; and one
+//! that left [`MAX_TIMEOUTS`] requests in a row unanswered is blocked without being told to forget.
 
 use crate::addr::Gpa;
 use crate::attachment::Attachment;
