@@ -14,7 +14,7 @@ use crate::regs::Capabilities;
 use crate::regs::file::Registers;
 
 use super::slot::{Phase, Purge, Step};
-use super::{Health, Nest, Stalled};
+use super::{Gate, Health, Nest, Stalled};
 
 /// What empties a device's own cache: with and without a PASID.
 pub(super) const PURGES: [AtsInvalidation; 2] = [AtsInvalidation::ALL, AtsInvalidation::ALL_PROCESSES];
@@ -157,7 +157,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     fn slot_with_ats(&self, id: DeviceId) -> Option<usize> {
         self.slots.iter().position(|slot| {
             let off = slot.is_settled() && slot.wanted.ats() == Ats::Off;
-            let closed = self.locked || self.shut;
+            let closed = self.gate != Gate::Open;
             slot.id() == id && slot.phase == Phase::Live && slot.granted() != Ats::Off && !off && !closed
         })
     }

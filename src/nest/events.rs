@@ -5,7 +5,7 @@ use crate::addr::Gpa;
 use crate::backend::{Ats, GuestMemory};
 
 use super::slot::{Phase, Reread};
-use super::{Nest, Residue};
+use super::{Gate, Nest, Residue};
 
 impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize, const GROUPS: usize>
     Nest<D, DEVICES, BATCH, ITAGS, GROUPS>
@@ -14,7 +14,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     /// may be cached with the address they had (rules VC-32, GVM-07), and then devices what they keep (VC-75, SWG-18).
     pub(crate) fn memory_taken(&mut self) {
         // After a refused invalidation nothing counts before the reset, which drives every device anew.
-        if !self.slots.is_empty() && !self.locked {
+        if !self.slots.is_empty() && !self.is_locked() {
             self.batch.widen();
         }
         for slot in &mut self.slots {
@@ -29,7 +29,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
 
     /// Whether nothing can be known of what hardware has cached.
     pub(crate) const fn is_locked(&self) -> bool {
-        self.locked
+        matches!(self.gate, Gate::Locked)
     }
 
     /// The physical IOMMU has lost contexts and caches, and what it was doing: every device is driven anew.

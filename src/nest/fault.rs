@@ -12,8 +12,8 @@ use crate::pdt::{Process, ProcessDirectory};
 use crate::pt::{Extensions, Loads, Walker};
 use crate::regs::file::Registers;
 
-use super::Nest;
 use super::slot::{Phase, Reread};
+use super::{Gate, Nest};
 
 /// What to do with a host fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         }
         // The guest's context is good, and the host did not carry it out: it refused, or lost what it was given.
         let lost = !in_transit && slot.live == Some(reading.context(slot.granted())) && !is_the_hosts_alone(cause);
-        if slot.refused || self.locked || self.shut || lost {
+        if slot.refused || self.gate != Gate::Open || lost {
             return report(access.access_fault(), dtf);
         }
         // Not `reread`: a fault is no reason to try a context again that the host refused.

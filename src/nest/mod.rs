@@ -58,6 +58,18 @@ pub enum Health {
     Failed,
 }
 
+/// Whether hardware may translate for any device of this VM; worst last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Gate {
+    /// As the guest's directory says.
+    Open,
+    /// A restore failed: every device is blocked until the reset.
+    Shut,
+    /// An invalidation was refused for good: the same. What is owed to devices that stay is not ordered any more, and
+    /// fences do not wait for it.
+    Locked,
+}
+
 /// Whether caches may hold translations tagged with this VM's GSCID (design rule: elide only when clean).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Residue {
@@ -81,10 +93,7 @@ pub(crate) struct Nest<D, const DEVICES: usize, const BATCH: usize, const ITAGS:
     /// covers what was ordered before.
     told_after: Option<Ticket>,
     health: Health,
-    /// An invalidation was refused for good: nothing is unblocked until the reset.
-    locked: bool,
-    /// A restore failed: the same.
-    shut: bool,
+    gate: Gate,
     /// Every device is being driven anew after a restore, and what comes then.
     restoring: Option<Restoring<ITAGS>>,
     /// What was refused last, of the guest or by the host.
@@ -115,8 +124,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             timed_out: false,
             told_after: Some(Ticket::FIRST),
             health: Health::Good,
-            locked: false,
-            shut: false,
+            gate: Gate::Open,
             restoring: None,
             noted: Noted::NOTHING,
             orders: OrderCounts::NONE,
@@ -144,7 +152,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         generations: &mut Generations,
         backend: &mut B,
     ) -> Result<Attachment, AttachError> {
-        if self.health == Health::Failed || self.locked || self.shut {
+        if self.health == Health::Failed || self.gate != Gate::Open {
             return Err(AttachError::NeedsReset);
         }
         if self.has(id) {
@@ -209,7 +217,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     /// opened for its own cache's sake.
     fn left(&mut self, attachment: Attachment) {
         self.groups.forget(attachment);
-        if self.locked {
+        if self.is_locked() {
             for slot in self.slots.iter_mut().filter(|slot| slot.attachment == attachment) {
                 slot.end_purge();
             }
@@ -229,8 +237,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             timed_out,
             told_after,
             health,
-            locked,
-            shut,
+            gate,
             restoring,
             noted,
             orders: _,
@@ -242,8 +249,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         *timed_out = false;
         *told_after = None;
         *health = Health::Good;
-        *locked = false;
-        *shut = false;
+        *gate = Gate::Open;
         *restoring = None;
         *noted = Noted::NOTHING;
         *probed = 0;

@@ -8,7 +8,7 @@ use crate::progress::{Budget, Progress};
 use crate::regs::file::Registers;
 
 use super::slot::{Slot, Step};
-use super::{Health, Nest, Residue, Stalled};
+use super::{Gate, Health, Nest, Residue, Stalled};
 
 /// A fence that somebody waits for.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +43,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         order: Invalidation<D>,
         physical: &mut P,
     ) -> Result<(), Progress> {
-        if self.residue == Residue::None || self.locked || self.batch.push(order) {
+        if self.residue == Residue::None || self.is_locked() || self.batch.push(order) {
             return Ok(());
         }
         match self.flush(physical) {
@@ -51,7 +51,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
                 self.batch.push(order);
                 Ok(())
             }
-            Err(Stalled) if self.locked => Ok(()),
+            Err(Stalled) if self.is_locked() => Ok(()),
             Err(Stalled) => Err(Progress::Waiting),
         }
     }
@@ -219,11 +219,11 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     /// Caches can no longer be told to forget: every device is blocked until the reset. Those that leave still need an
     /// invalidation, and keep asking for one.
     fn lock<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) {
-        if !self.locked {
+        if !self.is_locked() {
             log::warn!("the physical IOMMU refused to invalidate; every device of this VM is blocked");
             self.noted.note(LastError::HostInvalidation);
             self.health = Health::Degraded;
-            self.locked = true;
+            self.gate = Gate::Locked;
             for slot in &mut self.slots {
                 slot.end_purge();
                 slot.wanted = Context::Blocked;
@@ -243,7 +243,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
 
     /// Whether the reset is all there is to wait for: nothing the guest ordered can be reached by a device.
     fn is_locked_up(&self) -> bool {
-        self.locked && self.slots.iter().all(Slot::is_blocked)
+        self.is_locked() && self.slots.iter().all(Slot::is_blocked)
     }
 
     /// The physical side failed: one attempt to block every device, and no further order.

@@ -11,7 +11,7 @@ use crate::regs::file::Registers;
 use super::ats::Request;
 use super::pages::Group;
 use super::slot::{MAX_TIMEOUTS, Phase, Purge};
-use super::{Health, Nest, Residue};
+use super::{Gate, Health, Nest, Residue};
 
 /// What later orders and answers depend on beside the guest's memory and registers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,7 +138,10 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             for device in devices.iter().filter(|device| device.id == id) {
                 slot.timeouts = slot.timeouts.max(device.timeouts);
                 slot.had_ats |= device.had_ats;
-                requests.extend((0..device.requests).map(|_| Request::of_guest(to)).take(ITAGS));
+                for _ in 0..device.requests {
+                    // There is room, as was checked.
+                    let _ = requests.push(Request::of_guest(to));
+                }
             }
             for group in groups.iter().filter(|group| group.device == id) {
                 let SavedGroup { device: _, index, process, whole } = *group;
@@ -178,7 +181,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
 
     /// After a reset: every device stays blocked until the next one.
     pub(crate) fn shut(&mut self) {
-        self.shut = true;
+        self.gate = self.gate.max(Gate::Shut);
         self.health = Health::Degraded;
     }
 }

@@ -8,7 +8,7 @@ use crate::progress::{Budget, Progress};
 use crate::regs::file::Registers;
 
 use super::slot::{Phase, Purge, Reread, Slot, Step};
-use super::{Health, Nest, Residue, Stalled};
+use super::{Gate, Health, Nest, Residue, Stalled};
 use crate::ddt::{Reading, Trail};
 
 /// Most blocked states a host may go through on the way to one context: as many as there are stores that have to settle
@@ -73,7 +73,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         let Some(slot) = self.slots.get_mut(index) else {
             return Ok(Progress::Idle);
         };
-        if let (Some(why), Phase::Live, false) = (slot.stale, slot.phase, self.locked || self.shut) {
+        if let (Some(why), Phase::Live, false) = (slot.stale, slot.phase, self.gate != Gate::Open) {
             if !budget.take() {
                 return Ok(Progress::Runnable);
             }
@@ -177,7 +177,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             return Ok(());
         };
         // Locked, the device stays blocked: nothing is promised of its entries until it leaves or the reset.
-        if slot.owed && (!self.locked || slot.phase == Phase::Leaving) {
+        if slot.owed && (self.gate != Gate::Locked || slot.phase == Phase::Leaving) {
             let order = Invalidation::Device(slot.device);
             if !self.batch.push(order) {
                 self.flush(physical)?;
@@ -192,7 +192,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
 
     /// Fences the slots that hold for one, and lets those go on whose fence is complete; whether any did.
     fn step_on<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) -> Result<bool, Stalled> {
-        let locked = self.locked;
+        let locked = self.is_locked();
         let holds = |slot: &Slot<D>| slot.hold && (!locked || slot.phase == Phase::Leaving);
         if self.slots.iter().any(|slot| holds(slot) && slot.step == Step::Unfenced) {
             self.flush(physical)?;
