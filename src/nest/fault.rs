@@ -45,29 +45,17 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         else {
             return Verdict::NotOurs;
         };
-        let HostFault { cause, access, process, privileged, iova, second_stage } = *fault;
+        let HostFault { cause, access, process, privileged, iova, second_stage: _ } = *fault;
         let origin = Origin { device: slot.id(), access, process, privileged, iova };
         let report = |cause, dtf| Verdict::Report { fault: Fault::new(cause), origin, dtf };
-        // The process whose context the transaction needs.
-        let way = match slot.live {
-            Some(Context::Processes(live)) => {
-                let process = process.or(live.dpe.then_some(ProcessId::truncate(0)));
-                process.map(|process| Way { registers, live, process, access: access.access() })
-            }
-            _ => None,
-        };
+        let way = slot.live.and_then(|live| Way::of(live, fault, registers));
         // A blocked state on the way to the context, or from the last one, has faults of the host's structures too.
         let in_transit = slot.was_blocked && !slot.step.is_final(self.completed);
         match shown_as(fault) {
             // Blocked devices do not have these: one that was open had it then, whatever it has been given since.
             Shown::Guests(cause) if slot.was_open => return report(cause, slot.dtf),
             Shown::Hosts(shown) if slot.is_open() && !in_transit => {
-                // Which of the guest's structures is where the host has nothing. Without a word of that, it is the
-                // process directory if this can not be read either (rule VT-05).
-                let explicit = second_stage.is_some_and(|stopped| !stopped.implicit);
-                let mut glass = Glass { memory, hole: second_stage.map(|stopped| stopped.at) };
-                let found = way.filter(|_| !explicit && is_guest_page_fault(cause)).map(|way| way.walk(&mut glass));
-                let in_directory = matches!(found, Some(Err(Fault { cause: Cause::PdtLoadAccessFault, .. })));
+                let in_directory = way.is_some_and(|way| way.stops_in_directory(fault, memory));
                 return report(if in_directory { Cause::PdtLoadAccessFault } else { shown }, slot.dtf);
             }
             _ => {}
@@ -83,10 +71,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             // What its context has and the host did not grant is refused as if the context had it not (rules MRG-02,
             // MRG-04).
             let denied = slot.granted() < needed(access);
-            // A supervisor's request, and the process context does not enable those (rule TR-16).
             let supervises = way.filter(|_| privileged && !in_transit);
-            let found = supervises.map(|way| way.walk(&mut Glass { memory, hole: None }));
-            if denied || found.is_some_and(|found| found.is_ok_and(|process| !process.ens)) {
+            if denied || supervises.is_some_and(|way| way.refuses_supervisors(memory)) {
                 return report(cause, dtf);
             }
         }
@@ -101,7 +87,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     }
 }
 
-/// The way to the context of a process, as hardware goes it.
+/// The way to the context of the process that a transaction needs, as hardware goes it.
 #[derive(Clone, Copy)]
 struct Way<'a> {
     registers: &'a Registers,
@@ -110,7 +96,32 @@ struct Way<'a> {
     access: Access,
 }
 
-impl Way<'_> {
+impl<'a> Way<'a> {
+    /// `None` if the transaction needs none.
+    fn of(live: Context, fault: &HostFault, registers: &'a Registers) -> Option<Self> {
+        let Context::Processes(live) = live else {
+            return None;
+        };
+        let process = fault.process.or(live.dpe.then_some(ProcessId::truncate(0)))?;
+        Some(Self { registers, live, process, access: fault.access.access() })
+    }
+
+    /// Whether the host has nothing where the process directory is, rather than where the page tables or the memory
+    /// are. Without a word of where it has nothing, the directory is it if it can not be read here either (rule VT-05).
+    fn stops_in_directory(self, fault: &HostFault, memory: &impl GuestMemory) -> bool {
+        let is_explicit = fault.second_stage.is_some_and(|stopped| !stopped.implicit);
+        let hole = fault.second_stage.map(|stopped| stopped.at);
+        let found = || self.walk(&mut Glass { memory, hole });
+        !is_explicit
+            && is_guest_page_fault(fault.cause)
+            && matches!(found(), Err(Fault { cause: Cause::PdtLoadAccessFault, .. }))
+    }
+
+    /// Whether the process context does not enable a supervisor's requests (rule TR-16).
+    fn refuses_supervisors(self, memory: &impl GuestMemory) -> bool {
+        self.walk(&mut Glass { memory, hole: None }).is_ok_and(|process| !process.ens)
+    }
+
     /// Goes it in software: at most three entries.
     fn walk<M: GuestMemory>(self, memory: &mut Glass<'_, M>) -> Result<Process, Fault> {
         let Processes { mode, root, sade, sbe, .. } = self.live;
