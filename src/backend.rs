@@ -448,16 +448,17 @@ pub trait PhysicalIommu {
     /// Any [`OrderError`].
     fn fence(&mut self, upto: Ticket, scope: FenceScope) -> Result<Completion, OrderError>;
 
-    /// Sends an Invalidation Request to the function, after every order before it, and does not wait for its completion:
-    /// the next fence does, and says [`AtsTimeout`](Completion::AtsTimeout) where the function did not answer in time.
+    /// Sends an Invalidation Request to the function, after every order before it, and does not wait for its
+    /// completion: the next fence does, and says [`AtsTimeout`](Completion::AtsTimeout) where the function did not
+    /// answer in time.
     ///
     /// Given only for a device whose context has [`Ats`], of whom the crate has at most `ITAGS` under way; a driver
     /// whose function takes fewer at a time is [`OrderError::Busy`].
     ///
     /// # Errors
-    /// Any [`OrderError`]. A request with a PASID to a function that has none finds nothing: the host drops it, which is
-    /// `Ok`. Where this is not implemented it is refused: [`Health`](crate::Health) is then degraded, and
-    /// the guest is told of a timeout.
+    /// Any [`OrderError`]. A request with a PASID to a function that has none finds nothing: the host drops it, which
+    /// is `Ok`. Where this is not implemented it is refused: [`Health`](crate::Health) is then degraded, and the guest
+    /// is told of a timeout.
     fn ats_invalidate(&mut self, device: Self::Device, what: &AtsInvalidation) -> Result<(), OrderError> {
         let _ = (device, what);
         Err(OrderError::Refused { done: 0 })

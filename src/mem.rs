@@ -13,8 +13,8 @@ use crate::regs::{Lanes, Width, low_half};
 // UNSPECIFIED: the specification repeats without end, which a vCPU could make use of (rule VT-13).
 pub(crate) const ATTEMPTS: u8 = 8;
 
-/// Guest memory behind glass: a walk sees what it would come to, and changes nothing. Updates of entries come true for the
-/// walk alone.
+/// Guest memory behind glass: a walk sees what it would come to, and changes nothing. Updates of entries come true for
+/// the walk alone.
 #[derive(Debug)]
 pub(crate) struct Glass<'a, M> {
     pub(crate) memory: &'a M,

@@ -16,8 +16,9 @@
 //! more](crate::VIommu::device_reset). Not in it, and
 //! the host's own to save: guest memory, models of devices with what they keep of ATS (translations, messages they
 //! took), the [`Config`](crate::Config), which devices are attached and their policies, the interrupt controller, and
-//! cycles not yet [told](crate::VIommu::add_cycles). [`Stats`](crate::Stats) begin anew; [`Attachment`s](crate::Attachment),
-//! [`Epoch`s](crate::Epoch) and [`Ticket`s](crate::Ticket) are those of the destination.
+//! cycles not yet [told](crate::VIommu::add_cycles). [`Stats`](crate::Stats) begin anew;
+//! [`Attachment`s](crate::Attachment), [`Epoch`s](crate::Epoch) and [`Ticket`s](crate::Ticket) are those of the
+//! destination.
 //!
 //! The vIOMMU writes guest memory through [`GuestMemory`](crate::GuestMemory) alone: `store`, `compare_exchange` and
 //! `post`. A host that copies memory while the guest runs marks pages dirty there; for A and D bits that a physical

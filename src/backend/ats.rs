@@ -7,8 +7,8 @@ use crate::id::{Prgi, ProcessId};
 ///
 /// Two bits of a physical context go with it that are the host's. `T2GPA` is 1 where the IOMMU has it, so that what the
 /// device keeps are guest-physical addresses, which the second stage translates again; without it the device could
-/// reach any memory, which takes a [policy](crate::DevicePolicy::with_trusted_translations). `PRPR` is what the function
-/// asks for.
+/// reach any memory, which takes a [policy](crate::DevicePolicy::with_trusted_translations). `PRPR` is what the
+/// function asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(clippy::exhaustive_enums, reason = "EN_PRI needs EN_ATS, and there is no third bit")]
 pub enum Ats {

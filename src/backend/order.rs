@@ -89,8 +89,8 @@ impl FirstStage {
     }
 }
 
-/// A guest's process directory: the fields of a device context with `PDTV` = 1 that may come from the guest. Its entries
-/// and the process contexts are checked by hardware, which reads them in the guest's memory (rule MRG-15).
+/// A guest's process directory: the fields of a device context with `PDTV` = 1 that may come from the guest. Its
+/// entries and the process contexts are checked by hardware, which reads them in the guest's memory (rule MRG-15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Processes {

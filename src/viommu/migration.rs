@@ -50,8 +50,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     /// before, either.
     ///
     /// The guest sees the `capabilities` it saw before, also after a later [`reset`](Self::reset). Where the source's
-    /// physical IOMMU had failed, [`health`](Self::health) is [`Degraded`](crate::Health::Degraded) here, since hardware
-    /// is driven anew.
+    /// physical IOMMU had failed, [`health`](Self::health) is [`Degraded`](crate::Health::Degraded) here, since
+    /// hardware is driven anew.
     ///
     /// # Errors
     /// [`RestoreError`] says what is wrong with the image, before any of it is taken. The registers are then as after a

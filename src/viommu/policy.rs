@@ -6,8 +6,8 @@ use crate::backend::Ats;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DevicePolicy {
-    /// The most the guest may turn on for the device, where [`Config::with_ats`](crate::Config::with_ats) offers it at all. The model of an
-    /// emulated device answers invalidation requests.
+    /// The most the guest may turn on for the device, where [`Config::with_ats`](crate::Config::with_ats) offers it at
+    /// all. The model of an emulated device answers invalidation requests.
     pub ats: Ats,
     /// For a passthrough device: it sends as translated only addresses that the IOMMU gave it.
     pub trusted_translations: bool,
@@ -31,8 +31,8 @@ impl DevicePolicy {
         Self { trusted_translations: trusted, ..self }
     }
 
-    /// States [`response_failure`](Self::response_failure). A Response Failure turns the page requests of a function off
-    /// and those of all functions that share its interface (PF and VFs): granted where all of them are the guest's,
+    /// States [`response_failure`](Self::response_failure). A Response Failure turns the page requests of a function
+    /// off and those of all functions that share its interface (PF and VFs): granted where all of them are the guest's,
     /// else the device is told that its request was invalid (rule PRG-06).
     #[must_use]
     pub const fn with_response_failure(self, granted: bool) -> Self {
