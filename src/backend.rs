@@ -50,6 +50,40 @@
 //!
 //! With neither, [`attach_emulated`](crate::VIommu::attach_emulated) refuses.
 //!
+//! # When the guest makes an entry valid
+//!
+//! Hardware caches no entry with V = 0, so a guest that sets V in its directory need not say so: no invalidation
+//! follows, and often no command at all for a while (Linux sets V last and sends nothing after it). A vIOMMU can not see
+//! the store, and until the context has been read again the device of a nested guest stays blocked: what it does
+//! meanwhile is lost. The crate reads a context again that was not valid
+//!
+//! | when | the host's part | what is lost until then |
+//! |---|---|---|
+//! | the guest names the device in an `IODIR.INVAL_DDT`, or writes `ddtp` | none | nothing: the guest waits for its fence |
+//! | the guest writes `cqt` for whatever reason: one such device each time, in turn | none | DMA that begins before as many doorbells as there are such devices |
+//! | the guest stores to the page of the entry | [`watch`](GuestMemory::watch), and [`guest_wrote`](crate::VIommu::guest_wrote) after the store | DMA that begins within the trap of another vCPU's store, if it is not held up |
+//! | a fault of the device is reported | [`report_fault`](crate::VIommu::report_fault) | the DMA that faulted |
+//! | the host says so | [`resync`](crate::VIommu::resync) | up to the host: before the guest turns bus mastering on, which it traps, nothing |
+//!
+//! A host of PCI devices that traps the guest's configuration accesses has the best of them for nothing: `resync`
+//! when the guest sets Bus Master Enable. Without that, a host that can write-protect single pages watches; stores by
+//! DMA escape it, so nothing depends on it. Any other counts on doorbells and faults, which is enough for guests that
+//! map something before the first DMA. For emulated devices there is nothing to do: each access reads the directory.
+//!
+//! The specification lets a platform ask its guest for an invalidation after each change of V. There is no standard
+//! property for that today, in a device tree or in ACPI; where guest and platform are built together, a boolean
+//! property of the IOMMU's node says it, for example
+//!
+//! ```text
+//! iommu@3010000 {
+//!     compatible = "riscv,iommu";
+//!     /* An entry that was not valid may have been remembered: invalidate after setting V, too. */
+//!     vendor,caches-invalid-entries;
+//! };
+//! ```
+//!
+//! and a guest that knows it ends every change of V with `IODIR.INVAL_DDT` and `IOFENCE.C`.
+//!
 //! # A host that remembers translations
 //!
 //! Vhost, an IOTLB of a device model and the like use a [`Translation`](crate::Translation) for later accesses, too.
