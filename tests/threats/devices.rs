@@ -331,7 +331,9 @@ fn t34_a_page_request_or_answer_of_an_earlier_attachment_goes_nowhere() {
 
 #[test]
 fn t34_a_timeout_of_an_earlier_attachment_is_not_the_new_ones() {
-    let (mut vm, _) = attached();
+    let (mut vm, processes) = vm();
+    vm.directory.set(OTHER, &processes.context(ALL));
+    vm.attach_with(OTHER, NIC, Ats::PageRequests);
     vm.physical.set_pending(true);
     for _ in 0..3 {
         vm.ring(&[device().inval(PAGE)]);
@@ -345,7 +347,10 @@ fn t34_a_timeout_of_an_earlier_attachment_is_not_the_new_ones() {
         vm.attach_with(DEVICE, NVME, Ats::PageRequests);
         vm.settle();
     }
-    assert_eq!(vm.context().map(|context| context.ats()), Some(Ats::PageRequests), "VC-74");
+    for device in [NVME, NIC] {
+        let ats = vm.physical.context(device).map(|context| context.ats());
+        assert_eq!(ats, Some(Ats::PageRequests), "VC-45, VC-74: {device:?}");
+    }
     vm.forget();
     vm.ring(&[device().inval(PAGE)]);
     assert_eq!(requests(&vm.orders()).len(), 1, "VC-70");
