@@ -428,3 +428,31 @@ fn an_iommu_is_clean_only_when_a_fence_for_all_accesses_after_the_invalidation_i
     assert_eq!(fan.next_done(), Some((Ticket::new(2), FenceOutcome::Complete)), "the minimum of both");
     assert_eq!(fan.next_done(), None);
 }
+
+#[test]
+fn a_timeout_is_told_with_its_own_fence_also_if_another_follows() {
+    use FenceOutcome::{AtsTimeout, Complete};
+    let memory = Memory::new();
+    let hosts = [0, 1].map(|_| Hardware::default().vm(Gscid::new(1).unwrap(), &memory));
+    let mut fan = FanOut::<_, 2>::new(hosts.clone());
+    for iommu in [0, 1] {
+        hosts[iommu].set_pending(true);
+        fan.adopt(behind(iommu, 0)).unwrap();
+    }
+    let tickets = [2, 3, 4].map(Ticket::new);
+    for ticket in tickets {
+        assert_eq!(fan.fence(ticket, FenceScope::ALL), Ok(Completion::Pending));
+    }
+    let [first, second, third] = tickets;
+    for (ticket, outcome) in [(first, AtsTimeout), (second, AtsTimeout), (third, Complete)] {
+        fan.fence_done(0, ticket, outcome);
+    }
+    assert_eq!(fan.next_done(), None);
+    fan.fence_done(1, first, Complete);
+    assert_eq!(fan.next_done(), Some((first, AtsTimeout)), "FEN-07: whoever waits for this one is told");
+    assert_eq!(fan.next_done(), None);
+    fan.fence_done(1, third, Complete);
+    assert_eq!(fan.next_done(), Some((second, AtsTimeout)), "FEN-07");
+    assert_eq!(fan.next_done(), Some((third, Complete)));
+    assert_eq!(fan.next_done(), None);
+}

@@ -80,8 +80,9 @@ struct Child<P: PhysicalIommu, const DEVICES: usize> {
     /// The newest fence this IOMMU has to complete.
     issued: Ticket,
     completed: Ticket,
-    /// The newest fence that ended with a timeout the vIOMMU was not told of.
-    timed_out: Option<Ticket>,
+    /// The first and the last fence that ended with a timeout the vIOMMU was not told of. One between them counts as
+    /// such, too: too many timeouts are safe, a lost one is not.
+    timed_out: Option<(Ticket, Ticket)>,
 }
 
 impl<P: PhysicalIommu, const N: usize, const DEVICES: usize> FanOut<P, N, DEVICES> {
@@ -127,11 +128,11 @@ impl<P: PhysicalIommu, const N: usize, const DEVICES: usize> FanOut<P, N, DEVICE
             return None;
         }
         // A timeout is told with its own ticket, so that it is not taken for one of a fence that came after it.
-        let of_timeout = |child: &Child<P, DEVICES>| child.timed_out.filter(|ticket| *ticket <= done);
-        let timed_out = self.children.iter().filter_map(of_timeout).min();
+        let of_timeout = |child: &Child<P, DEVICES>| child.timed_out.map(|(first, _)| first);
+        let timed_out = self.children.iter().filter_map(of_timeout).min().filter(|ticket| *ticket <= done);
         self.told = timed_out.unwrap_or(done);
-        for child in self.children.iter_mut().filter(|child| child.timed_out == timed_out) {
-            child.timed_out = None;
+        for child in &mut self.children {
+            child.timed_out_told(self.told);
         }
         Some(match timed_out {
             Some(ticket) => (ticket, FenceOutcome::AtsTimeout),
@@ -173,11 +174,20 @@ impl<P: PhysicalIommu, const DEVICES: usize> Child<P, DEVICES> {
     fn complete(&mut self, ticket: Ticket, timed_out: bool) {
         self.completed = ticket;
         if timed_out {
-            self.timed_out = Some(ticket);
+            let (first, _) = self.timed_out.unwrap_or((ticket, ticket));
+            self.timed_out = Some((first, ticket));
         }
         if matches!(self.residue, Residue::GoneAfter(last) if last <= ticket) {
             self.residue = Residue::None;
         }
+    }
+
+    /// The vIOMMU was told of what timed out up to here.
+    fn timed_out_told(&mut self, upto: Ticket) {
+        self.timed_out = self.timed_out.and_then(|(first, last)| {
+            let first = first.max(upto.next());
+            (first <= last).then_some((first, last))
+        });
     }
 
     fn set_open(&mut self, device: P::Device, open: bool) {
@@ -305,8 +315,8 @@ impl<P: PhysicalIommu, const N: usize, const DEVICES: usize> PhysicalIommu for F
         // The answer tells all there is.
         self.told = upto;
         // Each is taken, not only the first.
-        let timed_out = self.children.iter_mut().filter_map(|child| child.timed_out.take()).max();
-        Ok(if timed_out.is_some() { Completion::AtsTimeout } else { Completion::Done })
+        let timed_out = self.children.iter_mut().filter_map(|child| child.timed_out.take()).count();
+        Ok(if timed_out != 0 { Completion::AtsTimeout } else { Completion::Done })
     }
 
     fn ats_invalidate(&mut self, device: Self::Device, what: &AtsInvalidation) -> Result<(), OrderError> {
