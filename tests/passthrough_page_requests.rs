@@ -402,3 +402,20 @@ mod owners {
         assert_eq!(guest.rig.iommu.report_page_request(now, &read), Queued);
     }
 }
+
+mod a_device_that_never_ends_its_groups {
+    use super::*;
+
+    #[test]
+    fn does_not_keep_others_from_asking() {
+        let mut guest = Guest::new();
+        for number in 0..20 {
+            let request = PageRequest::read(ABSENT, group(number)).with_last(false);
+            assert_eq!(guest.ask(&request), Queued, "T41: nothing waits for an answer of these");
+            let _ = guest.requests();
+        }
+        let last = PageRequest::read(ABSENT, group(0x99));
+        assert_eq!(guest.ask(&last), Queued, "T41: there is room for what has to be answered");
+        assert_eq!(guest.answer(function(0), 0x99, 0), ["prgr 0 153 Success"], "PRG-05");
+    }
+}

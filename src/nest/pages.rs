@@ -41,9 +41,19 @@ impl<const GROUPS: usize> Groups<GROUPS> {
         self.0.iter()
     }
 
-    /// Takes a group in, if there is room.
+    /// Takes a group in, if there is room. One that nobody has to answer yet makes room: a device need not end what it
+    /// begins (threat T41).
     pub(super) fn open(&mut self, group: Group) {
+        if self.0.is_full() {
+            if let Some(unanswerable) = self.0.iter().position(|group| !group.whole) {
+                self.0.remove(unanswerable);
+            }
+        }
         let _ = self.0.push(group);
+    }
+
+    fn has_room(&self) -> bool {
+        !self.0.is_full() || self.0.iter().any(|group| !group.whole)
     }
 
     pub(super) fn clear(&mut self) {
@@ -81,7 +91,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             Some(slot) if slot.granted() < Ats::PageRequests => Requester::Denied,
             Some(_) => {
                 let begun = self.groups.0.iter().any(|group| group.has(of, request));
-                let room = begun || request.payload.is_stop_marker() || !self.groups.0.is_full();
+                let room = begun || request.payload.is_stop_marker() || self.groups.has_room();
                 Requester::Granted { begun, room }
             }
         }
