@@ -3,10 +3,11 @@
 
 mod nesting_rig;
 
-use nesting_rig::{BARE, FENCE, IOVA, Rig, id, pscid};
+use nesting_rig::{BARE, FENCE, IOVA, PAGE_A, PAGE_B, Rig, id, pscid};
 use riscv_viommu::mock::guest::{AtsCommand, Iotinval, inval_ddt, register};
+use riscv_viommu::mock::tables::pte;
 use riscv_viommu::mock::tables::tc::{EN_ATS, EN_PRI, PDTV, PRPR, T2GPA};
-use riscv_viommu::mock::{Hardware, Memory};
+use riscv_viommu::mock::{Access, Hardware, Memory};
 use riscv_viommu::{
     Ats, AttachError, Attachment, Capabilities, Cause, Completion, Config, DevicePolicy, FenceOutcome, Gpa, Gscid,
     Health, HostCapabilities, HostFault, OrderError, PhysicalIommu, ProcessId, Progress, TransactionType, Width,
@@ -647,5 +648,44 @@ mod leaving {
         let mut rig = rig(1);
         let attachment = again(&mut rig);
         assert_eq!(attachment.device(), id(0), "T36: it may come again");
+    }
+}
+
+mod while_the_host_drives_devices_anew {
+    use super::*;
+
+    #[test]
+    fn an_invalidation_is_not_taken_for_one_of_a_device_without_ats() {
+        let mut rig: Rig = Rig::on(host(true, false), &config());
+        rig.directory.set(id(0), &context(&rig, EN_ATS));
+        let _ = rig.enter();
+        let _ = rig.attach_with(0, policy().with_trusted_translations(true));
+        assert!(rig.fence());
+        let through = |rig: &Rig| rig.physical.hardware().dma_through_atc(rig.device(0), None, IOVA, false).access;
+        assert_eq!(through(&rig), Access::Unchecked(PAGE_A.get()));
+        rig.memory.write(rig.a.entry_address(IOVA, 0), PAGE_B.get() >> 2 | pte::RW);
+        let _ = rig.ring([Iotinval::ALL.vma(), FENCE.encode()]);
+        rig.physical.set_pending(true);
+        rig.physical.lose_state();
+        let _ = rig.iommu.host_lost_state();
+        let _ = rig.ring([function(0).inval(IOVA.get()), FENCE.encode()]);
+        let _ = rig.complete();
+        let _ = rig.drain();
+        assert!(rig.passed());
+        assert_eq!(through(&rig), Access::Unchecked(PAGE_B.get()), "VC-70: the device kept what it had all the while");
+    }
+
+    #[test]
+    fn one_that_no_cache_can_be_told_of_stays_blocked() {
+        let mut rig = rig(1);
+        for _ in 0..2 {
+            rig.physical.answer_next_invalidate(Err(OrderError::Refused { done: 0 }));
+        }
+        let _ = rig.ring([Iotinval::ALL.vma(), FENCE.encode()]);
+        assert_eq!((rig.passed(), rig.iommu.health()), (true, Health::Degraded));
+        rig.physical.lose_state();
+        let _ = rig.iommu.host_lost_state();
+        assert!(rig.fence(), "T21: all are blocked until the reset, and the guest's fences complete");
+        assert_eq!(rig.context(0), "Blocked", "T21");
     }
 }

@@ -158,7 +158,9 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         self.slots.iter().position(|slot| {
             let off = slot.is_settled() && slot.wanted.ats() == Ats::Off;
             let closed = self.gate != Gate::Open;
-            slot.id() == id && slot.phase == Phase::Live && slot.granted() != Ats::Off && !off && !closed
+            // One that is driven anew may have kept what it had, and gets ATS again.
+            let lives = slot.phase == Phase::Live || (slot.phase == Phase::Entering && slot.had_ats);
+            slot.id() == id && lives && slot.granted() != Ats::Off && !off && !closed
         })
     }
 

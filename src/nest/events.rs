@@ -45,6 +45,10 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         for slot in &mut self.slots {
             slot.live = None;
             slot.restart();
+            if self.locked {
+                // Nothing but the reset opens it, not even for its own cache's sake.
+                slot.end_purge();
+            }
         }
     }
 
