@@ -683,8 +683,12 @@ mod while_the_host_drives_devices_anew {
         }
         let _ = rig.ring([Iotinval::ALL.vma(), FENCE.encode()]);
         assert_eq!((rig.passed(), rig.iommu.health()), (true, Health::Degraded));
+        rig.physical.set_pending(true);
+        assert!(!rig.fence());
+        rig.physical.set_pending(false);
         rig.physical.lose_state();
         let _ = rig.iommu.host_lost_state();
+        assert!(rig.passed(), "T21: the fence that was lost is issued anew");
         assert!(rig.fence(), "T21: all are blocked until the reset, and the guest's fences complete");
         assert_eq!(rig.context(0), "Blocked", "T21");
     }

@@ -40,6 +40,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             self.residue = Residue::None;
             return;
         }
+        self.lost = self.issued;
         self.residue = Residue::Some;
         self.batch.widen();
         for slot in &mut self.slots {

@@ -86,6 +86,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         backend: &mut B,
         budget: &mut Budget,
     ) -> Result<(), Progress> {
+        // Where every device stays blocked until the reset, no fence of the crate's own follows.
+        barrier.ticket = barrier.ticket.filter(|ticket| *ticket <= self.completed || *ticket > self.lost);
         if barrier.ticket.is_none() {
             let ready = match self.settle(registers, backend, budget) {
                 Progress::Idle => self.flush(backend).map_err(|Stalled| Progress::Waiting),
