@@ -46,7 +46,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         for slot in &mut self.slots {
             slot.live = None;
             slot.restart();
-            if self.locked {
+            if self.gate != Gate::Open {
                 // Nothing but the reset opens it, not even for its own cache's sake.
                 slot.end_purge();
             }
