@@ -52,12 +52,14 @@ pub(super) struct Request {
     before: Option<Ticket>,
     /// The guest asked for it, and is told if it is not answered.
     guests: bool,
+    /// The function was reset since: that it does not answer says nothing of it.
+    void: bool,
 }
 
 impl Request {
     /// One that was sent at the guest's wish, and no fence followed yet.
     pub(super) const fn of_guest(to: Attachment) -> Self {
-        Self { to, before: None, guests: true }
+        Self { to, before: None, guests: true, void: false }
     }
 
     pub(super) fn is_fenced_of(&self, to: Attachment) -> bool {
@@ -109,10 +111,11 @@ impl<const ITAGS: usize> Requests<ITAGS> {
         }
     }
 
-    /// The guest is not told of those to this device.
-    fn disown_of(&mut self, to: Attachment) {
+    /// Nobody is told of those to this device, nor are they counted.
+    fn void(&mut self, to: Attachment) {
         for request in self.0.iter_mut().filter(|request| request.to == to) {
             request.guests = false;
+            request.void = true;
         }
     }
 }
@@ -187,7 +190,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         match self.orders.ats_invalidate.count(physical.ats_invalidate(device, what)) {
             Ok(()) => {
                 // There is room.
-                let _ = self.requests.0.push(Request { to, before: None, guests });
+                let _ = self.requests.0.push(Request { to, before: None, guests, void: false });
             }
             Err(OrderError::Busy) => return Err(Stalled),
             Err(OrderError::Refused { .. }) => {
@@ -258,8 +261,12 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
                 continue;
             }
             let asked = self.requests.0.iter().any(|request| ended(request) && request.guests);
+            let counts = self.requests.0.iter().any(|request| ended(request) && !request.void);
             guests = Some(guests.unwrap_or(false) || asked);
             self.requests.0.retain(|request| !ended(request));
+            if !counts {
+                continue;
+            }
             if timed_out {
                 self.count_timeout(to);
             } else if let Some(slot) = self.slots.get_mut(index).filter(|slot| !slot.is_quarantined()) {
@@ -299,7 +306,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
                 slot.stale = slot.stale.max(Some(super::Reread::Unasked));
             }
             slot.timeouts = 0;
-            self.requests.disown_of(attachment);
+            self.requests.void(attachment);
             self.groups.forget(attachment);
         }
     }
