@@ -50,6 +50,49 @@
 //!
 //! With neither, [`attach_emulated`](crate::VIommu::attach_emulated) refuses.
 //!
+//! # Passthrough devices with ATS
+//!
+//! A device gets ATS and page requests only if [`Config::with_ats`](crate::Config::with_ats) offers them, the
+//! [`DevicePolicy`](crate::DevicePolicy) of its attachment grants them, and its IOMMU has them; the guest then turns
+//! them on in its context ([`Context::ats`]).
+//!
+//! | event | call | what follows |
+//! |---|---|---|
+//! | the guest unmaps | [`ats_invalidate`](PhysicalIommu::ats_invalidate), then a [`fence`](PhysicalIommu::fence) | the driver waits for the device's completion within that fence |
+//! | the device does not answer | [`Completion::AtsTimeout`] or [`FenceOutcome::AtsTimeout`] for that fence | the guest's fence reports it (`cmd_to`); after three in a row the device has no ATS until [`device_reset`](crate::VIommu::device_reset) |
+//! | a page request in the physical queue | [`report_page_request`](crate::VIommu::report_page_request) | as below |
+//! | the guest answers | [`page_response`](PhysicalIommu::page_response) | the driver sends it |
+//! | it does not answer in time | [`page_request_timeout`](crate::VIommu::page_request_timeout) | the host sends that response |
+//! | the device is detached, the vIOMMU reset | [`Context::Quiesced`], `ats_invalidate` of everything, [`Context::Blocked`], each fenced | its cache is empty; where it did not answer, the host resets the function before another VM gets it |
+//! | the host has reset the function (FLR) | [`device_reset`](crate::VIommu::device_reset) | what was under way is forgotten |
+//!
+//! ```
+//! use riscv_viommu::{Attachment, Backend, PageRequest, PageRequestOutcome, PageResponse, VIommu};
+//!
+//! /// What the host's driver does for a function of this VM.
+//! trait Function {
+//!     fn respond(&mut self, response: &PageResponse);
+//!     fn populate_and_respond(&mut self, request: &PageRequest);
+//!     fn start_timer(&mut self, request: &PageRequest);
+//! }
+//!
+//! /// A record that was drained from the physical page-request queue.
+//! fn page_request<B: Backend>(
+//!     iommu: &mut VIommu<B>,
+//!     device: Attachment,
+//!     request: &PageRequest,
+//!     function: &mut impl Function,
+//! ) {
+//!     match iommu.report_page_request(device, request) {
+//!         // The guest's tables allow it: the page is missing in the second stage.
+//!         PageRequestOutcome::HostPage => function.populate_and_respond(request),
+//!         PageRequestOutcome::Queued => function.start_timer(request),
+//!         PageRequestOutcome::Discarded(Some(response)) => function.respond(&response),
+//!         _ => {}
+//!     }
+//! }
+//! ```
+//!
 //! # When the guest makes an entry valid
 //!
 //! Hardware caches no entry with V = 0, so a guest that sets V in its directory need not say so: no invalidation
