@@ -34,7 +34,9 @@ pub(crate) fn finish(board: &Board) -> ! {
         Some(Verdict::Fail(why)) => Some((vm.name, why.as_str())),
         _ => None,
     });
-    let wrong = failed.or(wrong).or_else(|| wrong_with_the_machine(board).map(|why| ("hypervisor", why)));
+    let machine = wrong_with_the_machine(board).map(|why| ("hypervisor", why));
+    // A guest whose data is wrong shows what the host did to it: the host's own check says why.
+    let wrong = names_foreign(board).or(failed).or(wrong).or(machine);
     match wrong {
         None => print_last(format_args!("PASS")),
         Some((who, why)) => print_last(format_args!("FAIL: {who}: {why}")),
@@ -54,12 +56,15 @@ fn wrong_with(vm: &Vm, board: &Board) -> Option<&'static str> {
     checks.into_iter().find(|(holds, _)| !holds).map(|(_, why)| why)
 }
 
+fn names_foreign(board: &Board) -> Option<(&'static str, &'static str)> {
+    let any = board.shared.driver.lock().owners().violations != 0;
+    any.then_some(("hypervisor", "a physical command or context named what is not its issuer's"))
+}
+
 fn wrong_with_the_machine(board: &Board) -> Option<&'static str> {
     let driver = board.shared.driver.lock();
-    let violations = driver.owners().violations;
     let checks = [
         (driver.failure.is_none_or(|failure| failure == IommuError::Foreign), "the IOMMU failed"),
-        (violations == 0, "a physical command or context named what is not its issuer's"),
         (canary::image_sum() == board.image_sum, "the hypervisor's code has changed"),
         (board.stack_ends.iter().all(|canary| canary.changed().is_none()), "a stack of the hypervisor has overflowed"),
     ];
