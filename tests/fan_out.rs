@@ -125,6 +125,20 @@ impl Rig {
         }
     }
 
+    /// The fences that IOMMU `index` was given and called pending, since orders were last taken.
+    fn pending(&self, index: usize) -> Vec<Ticket> {
+        let of = |order| if let Order::Fence(ticket, _, Ok(Completion::Pending)) = order { Some(ticket) } else { None };
+        self.hosts[index].take_orders().into_iter().filter_map(of).collect()
+    }
+
+    /// The driver of IOMMU `index` says that this fence is complete there.
+    fn tell(&mut self, index: usize, ticket: Ticket) {
+        self.iommu.backend_mut().physical.fence_done(index, ticket, FenceOutcome::Complete);
+        while let Some((ticket, outcome)) = self.iommu.backend_mut().physical.next_done() {
+            let _ = self.iommu.fence_done(ticket, outcome);
+        }
+    }
+
     fn dma(&self, iommu: usize, n: u32) -> (Access, bool) {
         let dma = self.hosts[iommu].hardware().dma(PhysicalDevice(n), None, IOVA, false);
         (dma.access, dma.stale)
@@ -455,4 +469,29 @@ fn a_timeout_is_told_with_its_own_fence_also_if_another_follows() {
     assert_eq!(fan.next_done(), Some((second, AtsTimeout)), "FEN-07");
     assert_eq!(fan.next_done(), Some((third, Complete)));
     assert_eq!(fan.next_done(), None);
+}
+
+#[test]
+fn an_iommu_that_lost_a_fence_when_its_last_device_was_gone_is_waited_for_no_more() {
+    let mut rig = Rig::new().translating();
+    for host in &rig.hosts {
+        host.set_pending(true);
+    }
+    // The second one's device leaves, and a later fence of the first one's reaches both.
+    assert_eq!(rig.iommu.detach(id(1)), Ok(Progress::Waiting));
+    assert_eq!(rig.iommu.detach(id(0)), Ok(Progress::Waiting));
+    for index in [0, 1] {
+        let oldest = *rig.pending(index).first().unwrap();
+        let _ = rig.hosts[index].complete(oldest);
+        rig.tell(index, oldest);
+    }
+    assert!(matches!(rig.hosts[1].take_orders().last(), Some(Order::Release(_))), "the second one has nothing left");
+    for host in &rig.hosts {
+        host.lose_state();
+    }
+    let _ = rig.iommu.host_lost_state();
+    rig.complete(0);
+    rig.complete(1);
+    assert_eq!(rig.iommu.progress(), Progress::Idle, "T19: what nobody has cannot keep the others waiting");
+    assert!(matches!(rig.hosts[0].take_orders().last(), Some(Order::Release(_))), "SWG-21");
 }

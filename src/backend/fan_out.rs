@@ -306,8 +306,13 @@ impl<P: PhysicalIommu, const N: usize, const DEVICES: usize> PhysicalIommu for F
 
     fn fence(&mut self, upto: Ticket, scope: FenceScope) -> Result<Completion, OrderError> {
         self.issued = upto;
-        for child in self.children.iter_mut().filter(|child| child.is_concerned()) {
-            child.fence(upto, scope)?;
+        for child in &mut self.children {
+            if child.is_concerned() {
+                child.fence(upto, scope)?;
+            } else {
+                // Nothing of this VM is left there, and what is still under way may be lost with the state of the IOMMU.
+                child.issued = child.completed;
+            }
         }
         if self.children.iter().any(|child| child.waits_after().is_some()) {
             return Ok(Completion::Pending);
