@@ -98,7 +98,7 @@ pub trait GuestMemory {
     /// Whether the host is to say when the guest stores to a page of its memory
     /// ([`guest_wrote`](crate::VIommu::guest_wrote)): the page of an entry of the guest's directory that was not valid
     /// when an attached device was looked up. Every `true` is followed by one `false`, and one page is watched once at
-    /// a time.
+    /// a time. The entry is read again after the call, so that no store before it is missed.
     ///
     /// It saves time only: a host that does not implement it, or sees some stores alone, breaks nothing.
     fn watch(&mut self, page: Gpa, on: bool) {

@@ -63,8 +63,10 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         any
     }
 
-    /// Has the host watch the pages where an entry with V = 0 keeps a device from its context, each once.
-    pub(super) fn watch(&mut self, memory: &mut impl GuestMemory) {
+    /// Has the host watch the pages where an entry with V = 0 keeps a device from its context, each once. Whether one is
+    /// watched that was not: its entries are to be read again, since the guest may have stored there in between.
+    pub(super) fn watch(&mut self, memory: &mut impl GuestMemory) -> bool {
+        let mut any = false;
         for index in 0..self.slots.len() {
             let Some((old, new)) = self.slots.get(index).map(|slot| (slot.watched, slot.not_valid)) else {
                 continue;
@@ -81,10 +83,15 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             }
             if let Some(page) = new.filter(|page| !is_watched(*page)) {
                 memory.watch(page, true);
+                any = true;
+                for slot in self.slots.iter_mut().filter(|slot| slot.not_valid == new) {
+                    slot.reread(Reread::Unasked);
+                }
             }
             if let Some(slot) = self.slots.get_mut(index) {
                 slot.watched = new;
             }
         }
+        any
     }
 }

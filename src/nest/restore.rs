@@ -76,8 +76,9 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         registers: &Registers,
         backend: &mut B,
     ) -> Saved<DEVICES, GROUPS> {
-        // Each device is read at most twice: when it has come in, and because it was named.
-        let units = u32::try_from(self.slots.len()).unwrap_or(u32::MAX).saturating_mul(2);
+        // Each device is read at most twice: when it has come in, and because it was named. Either way once more, if a
+        // page is to be watched then.
+        let units = u32::try_from(self.slots.len()).unwrap_or(u32::MAX).saturating_mul(4);
         let _ = self.settle(registers, backend, &mut Budget::new(units));
         self.release_batch(backend);
         let requests = |of: Attachment| {

@@ -27,11 +27,14 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         backend: &mut B,
         budget: &mut Budget,
     ) -> Progress {
-        // Those that leave are watched no more, nor are those read anew.
-        self.watch(backend);
-        let progress = self.settle_contexts(registers, backend, budget);
-        self.watch(backend);
-        progress
+        loop {
+            // Those that leave are watched no more, nor are those read anew.
+            self.watch(backend);
+            let progress = self.settle_contexts(registers, backend, budget);
+            if !self.watch(backend) || progress != Progress::Idle {
+                return progress;
+            }
+        }
     }
 
     fn settle_contexts<B: Backend<Device = D>>(
