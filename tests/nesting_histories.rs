@@ -285,6 +285,11 @@ impl World {
         match (what, error) {
             (0, OrderError::Refused { .. }) => self.rig.physical.answer_next_set_context(Ok(Applied::Blocked)),
             (0, _) => self.rig.physical.answer_next_set_context(Err(error)),
+            (1, OrderError::Refused { .. }) => {
+                // It is tried once more as a whole: refused for good.
+                self.rig.physical.answer_next_invalidate(Err(error));
+                self.rig.physical.answer_next_invalidate(Err(error));
+            }
             (1, _) => self.rig.physical.answer_next_invalidate(Err(error)),
             (2, OrderError::Refused { .. }) => {}
             (2, _) => self.rig.physical.answer_next_fence(Err(error)),
@@ -384,6 +389,51 @@ impl World {
                 assert!(wrong.1 || wrong.0 != PAGE_B || b, "device {n} reaches what is not mapped");
             }
         }
+    }
+}
+
+/// Shortest histories of what was once found.
+#[test]
+fn what_broke_the_contract_once_does_not_any_more() {
+    use Action::{Busy, Context, Cqcsr, Detach, LostState, MemoryTaken, Pending, Refused, Say};
+    use Says::{A, B, NotValid};
+    let histories: [(bool, &[Action]); 3] = [
+        // Every device is blocked for good, and a busy host has yet to forget what it lost.
+        (false, &[Refused(1), Detach(0), Say, Busy(1), LostState, Cqcsr]),
+        // A refused flush behind a request to a device, and a host too busy to block another one.
+        (
+            false,
+            &[
+                Say,
+                Context(1, A, true, false),
+                Context(0, NotValid, false, true),
+                Pending(true),
+                MemoryTaken,
+                Detach(0),
+                Busy(0),
+                Refused(1),
+                Context(1, NotValid, false, true),
+            ],
+        ),
+        // The guest wants another context, then the device leaves, while the host has blocked it on the way to the first.
+        (
+            true,
+            &[
+                Pending(true),
+                Context(2, A, true, true),
+                Refused(0),
+                Context(2, B, true, true),
+                Context(2, A, false, true),
+                Detach(2),
+            ],
+        ),
+    ];
+    for (t2gpa, actions) in histories {
+        let mut world = World::new(t2gpa);
+        for action in actions {
+            world.act(action);
+        }
+        world.check();
     }
 }
 

@@ -1,8 +1,6 @@
 //! An entry of the guest's directory that becomes valid without a word of the guest's (rules UPD-04, VC-55, SWG-17):
 //! every way in which that is seen.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a script that can not be set up fails")]
-
 mod nesting_rig;
 
 use nesting_rig::{BARE, FENCE, IOVA, OFF, Rig, id, pscid};
@@ -180,7 +178,8 @@ fn a_store_between_the_reading_and_the_watch_is_not_missed() {
 
 #[test]
 fn a_watch_ends_with_its_reason_and_comes_back_with_it() {
-    let ways: [(&str, fn(&mut Rig)); 5] = [
+    type Way = fn(&mut Rig);
+    let ways: [(&str, Way); 5] = [
         ("detach", |rig| assert_eq!(rig.iommu.detach(id(0)), Ok(Progress::Idle))),
         ("shutdown", |rig| assert_eq!(rig.iommu.shutdown(), Progress::Idle)),
         ("Off", |rig| assert_eq!(rig.ddtp(OFF), Progress::Idle)),

@@ -151,10 +151,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         if self.batch.orders().is_empty() {
             return Ok(());
         }
-        // A device whose context is not known is blocked before any other order.
-        if self.health == Health::Failed || self.slots.iter().any(|slot| slot.live.is_none()) {
-            return Err(Stalled);
-        }
+        self.may_order()?;
         loop {
             match self.orders.invalidate.count(physical.invalidate(self.batch.orders())) {
                 Ok(()) => break,
@@ -177,22 +174,25 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         Ok(())
     }
 
+    /// A device whose context is not known is blocked before any other order.
+    fn may_order(&self) -> Result<(), Stalled> {
+        let unknown = self.slots.iter().any(|slot| slot.live.is_none());
+        if unknown || self.health == Health::Failed { Err(Stalled) } else { Ok(()) }
+    }
+
     pub(super) fn issue_fence<P: PhysicalIommu<Device = D>>(
         &mut self,
         scope: FenceScope,
         physical: &mut P,
     ) -> Result<Ticket, Stalled> {
-        if self.health == Health::Failed {
-            return Err(Stalled);
-        }
+        self.may_order()?;
         let ticket = self.issued.next();
         self.issued = ticket;
         match self.orders.fence.count(physical.fence(ticket, scope)) {
             Ok(completion) => {
                 self.told_after.get_or_insert(ticket);
                 self.requests.fenced(ticket);
-                // What is still held is not covered, nor what has not got that far.
-                let all = scope == FenceScope::ALL && self.batch.orders().is_empty();
+                let all = scope == FenceScope::ALL;
                 if all && self.residue == Residue::Some && self.slots.iter().all(|slot| slot.is_blocked() && !slot.owed)
                 {
                     self.residue = Residue::GoneAfter(ticket);
@@ -243,9 +243,10 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         }
     }
 
-    /// Whether the reset is all there is to wait for: nothing the guest ordered can be reached by a device.
+    /// Whether the reset is all there is to wait for: nothing the guest ordered can be reached by a device, and no order
+    /// is left that a busy host may still carry out.
     fn is_locked_up(&self) -> bool {
-        self.is_locked() && self.slots.iter().all(Slot::is_blocked)
+        self.is_locked() && self.batch.orders().is_empty() && self.slots.iter().all(Slot::is_blocked)
     }
 
     /// The physical side failed: one attempt to block every device, and no further order.

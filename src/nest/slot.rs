@@ -182,8 +182,8 @@ impl<D> Slot<D> {
     /// that may keep translations is made to forget them first, as long as it answers.
     pub(super) fn restart(&mut self) {
         let purges = self.had_ats && self.quiesces && !self.is_quarantined();
-        // A host that is on its way to another context is called again after a fence.
-        let on_the_way = self.detours != 0;
+        // A host that blocked it on the way to another context is called again after a fence.
+        let on_the_way = self.hold && self.is_blocked();
         let Self {
             attachment: _,
             device: _,
