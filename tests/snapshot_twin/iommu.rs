@@ -60,6 +60,13 @@ pub(crate) enum Answer {
     Message(Option<(DeviceId, DeviceMessage)>),
 }
 
+impl Answer {
+    /// Whether they differ at most in what is left to be done.
+    pub(crate) fn agrees(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Done(_), Self::Done(_))) || self == other
+    }
+}
+
 pub(crate) struct Iommu {
     pub(crate) inner: Inner,
     passthrough: Vec<Attachment>,

@@ -100,7 +100,8 @@ fn compare_images(seed: u64, one: &mut Iommu, other: &mut Iommu) {
 
 /// Brings the queue past what it has not come to, if that is a command that tells of a change of the directory: only the
 /// one that was restored has seen it. They are equal again after that command, and with what they have asked of devices
-/// after a fence. False if that does not come.
+/// after a fence. False if that does not come. Until then the one that was restored may have less left to do: its host
+/// watches the pages already that the others' hosts will be asked to.
 fn say_all(seed: u64, owes: bool, guest: &mut Guest, mut iommus: [&mut Iommu; 3]) -> bool {
     let mut fences = u32::from(owes);
     for _ in 0..300 {
@@ -113,7 +114,7 @@ fn say_all(seed: u64, owes: bool, guest: &mut Guest, mut iommus: [&mut Iommu; 3]
             guest.fence_alone(iommus[0])
         };
         let answers = iommus.each_mut().map(|iommu| iommu.act(&action));
-        assert!(answers.iter().all(|answer| *answer == answers[0]), "seed {seed}, {action:x?}: {answers:?}");
+        assert!(answers.iter().all(|answer| answer.agrees(&answers[0])), "seed {seed}, {action:x?}: {answers:?}");
         guest.note(&answers[0]);
         for iommu in &mut iommus {
             iommu.settle();
