@@ -269,8 +269,8 @@ impl PhysicalIommu for Physical {
             vm.waiting.push_back(Waiting::Fence(upto));
         }
         if matches!(answer, Ok(Completion::Done | Completion::AtsTimeout)) {
-            vm.complete(self, upto);
-            if vm.timeouts.contains(&upto) {
+            // It tells of the fences it completes, too.
+            if vm.complete(self, upto).iter().any(|ticket| vm.timeouts.contains(ticket)) {
                 answer = Ok(Completion::AtsTimeout);
             }
         }

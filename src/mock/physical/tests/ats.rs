@@ -189,9 +189,13 @@ fn a_device_that_does_not_answer_keeps_what_it_has_and_times_out() {
     assert_eq!((vm.fence(), vm.fence()), (Ok(Completion::Pending), Ok(Completion::Pending)));
     let outcomes: Vec<_> = vm.physical.complete_all().iter().map(|ticket| vm.physical.outcome(*ticket)).collect();
     assert_eq!(outcomes, [FenceOutcome::AtsTimeout, FenceOutcome::Complete], "FEN-10");
+    // One that is not pending tells of those it completes.
+    vm.physical.ats_invalidate(DEVICE, &ONE_PAGE).unwrap();
+    assert_eq!(vm.fence(), Ok(Completion::Pending));
+    vm.physical.set_pending(false);
+    assert_eq!(vm.fence(), Ok(Completion::AtsTimeout), "FEN-07");
     hardware.reset_function(DEVICE);
     assert_eq!(hardware.kept(DEVICE), []);
-    vm.physical.set_pending(false);
     vm.physical.ats_invalidate(DEVICE, &ONE_PAGE).unwrap();
     assert_eq!(vm.fence(), Ok(Completion::Done));
 }
