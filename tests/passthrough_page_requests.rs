@@ -332,6 +332,22 @@ mod discarded {
     }
 
     #[test]
+    fn a_request_with_the_virtual_iommus_own_answer_ends_its_group() {
+        let first = PageRequest::read(ABSENT, group(1)).with_last(false);
+        let full = || {
+            let mut guest = Guest::new();
+            assert!((0..15).all(|_| guest.ask(&first) == Queued));
+            assert_eq!(code(guest.ask(&PageRequest::read(ABSENT, group(1)))), Some(ResponseCode::Success), "PQ-18");
+            let _ = guest.requests();
+            let _ = guest.rig.iommu.write(register::PQCSR, Width::U32, register::ENABLE | register::PQOF);
+            guest
+        };
+        assert!(full().answer(function(0), 1, 0).is_empty(), "PRG-04, VT-10: exactly one");
+        // The number is another group's now.
+        assert_eq!(full().ask(&PageRequest::read(IOVA, group(1))), HostPage, "VT-10");
+    }
+
+    #[test]
     fn a_group_that_no_count_can_be_kept_of_is_asked_for_again() {
         let mut guest = Guest::new();
         let read = |number| PageRequest::read(ABSENT, group(number));

@@ -123,6 +123,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             group.of.device() == destination.device()
                 && group.index == payload.prgi()
                 && group.whole
+                // UNSPECIFIED: without a PASID, of groups of several processes the one that was asked for first.
                 && (destination.process.is_none() || destination.process == group.process)
         };
         let Some(at) = self.groups.0.iter().position(answers) else {
@@ -146,7 +147,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
                 return Err(Progress::Waiting);
             }
         }
-        self.groups.0.swap_remove(at);
+        self.groups.0.remove(at);
         Ok(())
     }
 

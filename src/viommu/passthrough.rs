@@ -142,6 +142,10 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         if received.queued {
             self.nest.page_requested(attachment, request);
         }
+        if received.response.is_some() {
+            // That ends the group: an answer of the guest's comes too late (rules PRG-04, VT-10).
+            let _ = self.nest.give_up(attachment, payload.prgi(), process);
+        }
         self.finish();
         match received.response {
             None if received.queued => PageRequestOutcome::Queued,
