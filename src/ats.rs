@@ -7,12 +7,13 @@ pub mod message;
 
 pub use message::{DeviceMessage, InvalidationCompletion, InvalidationRequest};
 
-use heapless::{Deque, Vec};
+use heapless::Vec;
 
 use crate::attachment::Attachment;
 use crate::backend::{PageResponse, ResponseCode};
 use crate::cmdq::command::{AtsInval, AtsPrgr};
 use crate::id::Itag;
+use crate::list;
 
 /// An invalidation request that is not complete.
 #[derive(Clone, Debug)]
@@ -29,7 +30,8 @@ pub(crate) struct Outstanding {
 #[derive(Clone, Debug)]
 pub(crate) struct Itags<const ITAGS: usize> {
     pub(crate) outstanding: Vec<Outstanding, ITAGS>,
-    pub(crate) outbox: Deque<(Attachment, DeviceMessage), ITAGS>,
+    /// Oldest first.
+    pub(crate) outbox: Vec<(Attachment, DeviceMessage), ITAGS>,
     /// The number the next request gets if it is free. Numbers go round all 32, also across resets, so that a
     /// completion that comes too late hardly finds another request in the place of its own.
     pub(crate) next: Itag,
@@ -44,7 +46,7 @@ pub(crate) struct Full;
 impl<const ITAGS: usize> Itags<ITAGS> {
     pub(crate) const fn new() -> Self {
         const { assert!(ITAGS > 0 && ITAGS <= 32, "there are 1 to 32 ITags") };
-        Self { outstanding: Vec::new(), outbox: Deque::new(), next: Itag::truncate(0), timed_out: false }
+        Self { outstanding: Vec::new(), outbox: Vec::new(), next: Itag::truncate(0), timed_out: false }
     }
 
     /// Whether this can be: a number for each request, and a message under way for each that was not taken.
@@ -94,7 +96,7 @@ impl<const ITAGS: usize> Itags<ITAGS> {
     }
 
     fn send(&mut self, to: Attachment, message: DeviceMessage) -> Result<(), Full> {
-        self.outbox.push_back((to, message)).map_err(|_| Full)
+        self.outbox.push((to, message)).map_err(|_| Full)
     }
 
     /// The next number that no request has. There are fewer requests than numbers, or none is asked for.
@@ -105,7 +107,7 @@ impl<const ITAGS: usize> Itags<ITAGS> {
 
     /// Takes the oldest message for the host to deliver.
     pub(crate) fn take_message(&mut self) -> Option<(Attachment, DeviceMessage)> {
-        let (to, message) = self.outbox.pop_front()?;
+        let (to, message) = list::take(&mut self.outbox, 0)?;
         if let DeviceMessage::Invalidation(request) = message {
             for sent in self.outstanding.iter_mut().filter(|outstanding| outstanding.itag == request.itag) {
                 sent.sent = true;

@@ -5,6 +5,7 @@ use heapless::Vec;
 use crate::attachment::{Attachment, Generations};
 use crate::backend::Ats;
 use crate::id::DeviceId;
+use crate::list;
 
 /// A device the host emulates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +41,7 @@ impl<const DEVICES: usize> Emulated<DEVICES> {
     /// Takes the device of this id out.
     pub(crate) fn detach(&mut self, id: DeviceId) -> Option<Device> {
         let index = self.devices.iter().position(|device| device.attachment.device() == id)?;
-        Some(self.devices.swap_remove(index))
+        list::swap_take(&mut self.devices, index)
     }
 
     /// Takes every device out.

@@ -29,7 +29,7 @@
 //!
 //! | layer | modules | what |
 //! |---|---|---|
-//! | 0 | `fault::cause` [`error`] [`id`] [`addr`] `progress` `attachment` | newtypes, host errors, what a call left to do |
+//! | 0 | `fault::cause` [`error`] [`id`] [`addr`] `progress` `attachment` `list` | newtypes, host errors, what a call left to do, vectors |
 //! | 1 | [`regs::layout`] [`regs::capabilities`] [`regs`] [`fault`] [`backend`] | register formats and where each register is; causes; the host's traits and orders |
 //! | 2 | formats [`ddt::entry`] [`pdt::entry`] [`cmdq::command`] [`ats::message`] [`faultq::record`] [`pageq::record`] [`pt::pte`] [`msi::pte`], `regs::file` `config` `mem` `ring` `last_error` | records in memory; the register file; what is offered; the one place that reads and writes records; queue indices; what was refused |
 //! | 3 | `ioatc` [`pt`] | what translation remembers; the way down the page tables of both stages |
@@ -87,6 +87,7 @@ pub mod id;
 mod interrupt;
 mod ioatc;
 mod last_error;
+mod list;
 mod mem;
 #[cfg(feature = "mock")]
 pub mod mock;

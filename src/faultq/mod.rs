@@ -101,8 +101,8 @@ impl FaultQueue {
 
     /// Reports that an interrupt message could not be stored (rule REG-MSI-15): caused by no transaction.
     pub(crate) fn report_msi_fault(&mut self, at: Gpa, env: &mut Env<'_, impl GuestMemory>) -> Recorded {
-        let head = FaultHead::new().with_cause(Cause::MsiWriteAccessFault.code());
-        let record = FaultRecord { head, custom: 0, iotval: at.get(), iotval2: 0 };
+        let record =
+            FaultRecord { head: FaultHead::of(Cause::MsiWriteAccessFault), custom: 0, iotval: at.get(), iotval2: 0 };
         self.queue(record, env)
     }
 
@@ -147,12 +147,12 @@ impl FaultQueue {
 /// The one place where a fault and its transaction become a record (rules FQ-20 to FQ-32).
 fn record(fault: Fault, origin: &Origin) -> FaultRecord {
     let Origin { device, access, process, privileged, iova } = *origin;
-    let head = FaultHead::new()
-        .with_cause(fault.cause.code())
-        .with_ttyp(access.code())
+    let mut head = FaultHead::of(fault.cause)
         .with_did(device)
         .with_pv(process.is_some())
         .with_pid(process.unwrap_or(ProcessId::truncate(0)))
         .with_is_priv(process.is_some() && privileged);
+    // It fits, as above.
+    let _ = head.set_ttyp_checked(access.code());
     FaultRecord { head, custom: 0, iotval: iova.get(), iotval2: fault.iotval2 }
 }

@@ -4,7 +4,7 @@ use bitfield_struct::bitfield;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::Iova;
-use crate::fault::TransactionType;
+use crate::fault::{Cause, TransactionType};
 use crate::id::{DeviceId, ProcessId};
 
 /// A fault record: 32 bytes, four 64-bit words. Source: "Fault/Event-Queue (FQ)".
@@ -57,6 +57,16 @@ pub struct FaultHead {
     /// `device_id` of the transaction.
     #[bits(24, default = DeviceId::truncate(0))]
     pub did: DeviceId,
+}
+
+impl FaultHead {
+    pub(super) fn of(cause: Cause) -> Self {
+        let mut head = Self::new();
+        // Every code fits. The compiler, which keeps them in a table, does not see that, and would keep a panic for
+        // those that do not.
+        let _ = head.set_cause_checked(cause.code());
+        head
+    }
 }
 
 #[cfg(test)]

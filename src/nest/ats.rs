@@ -85,9 +85,9 @@ impl<const ITAGS: usize> Requests<ITAGS> {
     }
 
     /// These count as under way, too, as far as there is room.
-    pub(super) fn resume(&mut self, requests: Vec<Request, ITAGS>) {
+    pub(super) fn resume(&mut self, requests: &[Request]) {
         for request in requests {
-            let _ = self.0.push(request);
+            let _ = self.0.push(*request);
         }
     }
 

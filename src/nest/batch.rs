@@ -4,6 +4,7 @@ use heapless::Vec;
 
 use crate::addr::{Iova, PAGE_SIZE};
 use crate::backend::{Invalidation, Pages};
+use crate::list;
 
 /// Orders in the sequence they are to be carried out, as few as say exactly what was asked (rule VC-25).
 #[derive(Debug)]
@@ -41,7 +42,7 @@ impl<D: Copy + Eq, const BATCH: usize> Batch<D, BATCH> {
             match union(held, &order) {
                 Some(both) => {
                     // Grown, it may touch others: look again from the start.
-                    self.orders.remove(index);
+                    let _ = list::take(&mut self.orders, index);
                     order = both;
                     index = first;
                 }

@@ -7,6 +7,7 @@ use crate::backend::{Ats, PageResponse, PhysicalIommu, ResponseCode};
 use crate::cmdq::command::AtsPrgr;
 use crate::error::OrderError;
 use crate::id::{Prgi, ProcessId};
+use crate::list;
 use crate::pageq::PageRequest;
 use crate::progress::Progress;
 
@@ -46,7 +47,7 @@ impl<const GROUPS: usize> Groups<GROUPS> {
     pub(super) fn open(&mut self, group: Group) {
         if self.0.is_full() {
             if let Some(unanswerable) = self.0.iter().position(|group| !group.whole) {
-                self.0.remove(unanswerable);
+                let _ = list::take(&mut self.0, unanswerable);
             }
         }
         let _ = self.0.push(group);
@@ -147,7 +148,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
                 return Err(Progress::Waiting);
             }
         }
-        self.groups.0.remove(at);
+        let _ = list::take(&mut self.groups.0, at);
         Ok(())
     }
 

@@ -66,6 +66,15 @@ pub(super) struct Restoring<const ITAGS: usize> {
     requests: Vec<Request, ITAGS>,
 }
 
+/// There is room for all. `collect` keeps a panic for those there is none for.
+fn all<T, const N: usize>(items: impl Iterator<Item = T>) -> Vec<T, N> {
+    let mut all = Vec::new();
+    for item in items {
+        let _ = all.push(item);
+    }
+    all
+}
+
 impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize, const GROUPS: usize>
     Nest<D, DEVICES, BATCH, ITAGS, GROUPS>
 {
@@ -108,8 +117,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             timed_out: self.timed_out,
             degraded: self.health != Health::Good,
             probed: self.probed,
-            devices: devices.filter(|device| device.is_told()).collect(),
-            groups: groups.collect(),
+            devices: all(devices.filter(|device| device.is_told())),
+            groups: all(groups),
         }
     }
 
@@ -175,7 +184,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             if residue && !self.slots.is_empty() {
                 self.residue = Residue::Some;
             }
-            self.requests.resume(requests);
+            self.requests.resume(&requests);
         }
         Progress::Idle
     }

@@ -4,6 +4,7 @@ use crate::addr::Gpa;
 use crate::backend::{Applied, Backend, Context, FenceScope, Invalidation, PhysicalIommu};
 use crate::error::OrderError;
 use crate::last_error::LastError;
+use crate::list;
 use crate::progress::{Budget, Progress};
 use crate::regs::file::Registers;
 
@@ -217,10 +218,11 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
                         }
                         Phase::Live => {}
                         Phase::Leaving => {
-                            physical.release(slot.device);
-                            self.orders.release = self.orders.release.wrapping_add(1);
-                            self.slots.swap_remove(index);
-                            continue;
+                            if let Some(gone) = list::swap_take(&mut self.slots, index) {
+                                physical.release(gone.device);
+                                self.orders.release = self.orders.release.wrapping_add(1);
+                                continue;
+                            }
                         }
                     }
                 }

@@ -114,7 +114,7 @@ impl Head {
             if RawMessage::of(to, &message).as_bytes() != raw.as_bytes() {
                 return Err(wrong);
             }
-            ats.outbox.push_back((to, message)).map_err(|_| full)?;
+            ats.outbox.push((to, message)).map_err(|_| full)?;
         }
         let nothing = ats.is_idle() && !ats.timed_out;
         if ats.is_consistent() && (nothing || registers.capabilities().ats()) { Ok(ats) } else { Err(wrong) }

@@ -43,8 +43,8 @@ impl Registers {
 
     /// The overflow bits together (rules HPM-01, HPM-02).
     pub(super) fn overflows(&self) -> Iocountovf {
-        let bits = self.hpm.counters.iter().rev().fold(0, |bits, counter| bits << 1 | u32::from(counter.event.of()));
-        Iocountovf::new().with_cy(self.hpm.cycles.of()).with_hpm(bits)
+        let of = |bits, counter: &Counter| bits << 1 | u32::from(counter.event.of());
+        Iocountovf::from_bits(self.hpm.counters.iter().rev().fold(0, of) << 1).with_cy(self.hpm.cycles.of())
     }
 
     pub(super) const fn inhibits(&self) -> Iocountinh {
