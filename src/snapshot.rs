@@ -257,6 +257,11 @@ impl<const DEVICES: usize, const ITAGS: usize, const GROUPS: usize> State<DEVICE
         }
         let ats = head.ats(flags.ats_timed_out(), &mut rest, &registers, &taker.emulated)?;
         let nest = head.nest(flags, &mut rest, ITAGS, &taker.granted)?;
+        // Requests and groups are of guests that have ATS; what a device keeps may be older than the guest.
+        let asked = nest.devices.iter().any(|device| device.requests != 0) || !nest.groups.is_empty();
+        if asked && !registers.capabilities().ats() {
+            return Err(RestoreError::State("an ATS request or page request that can not be"));
+        }
         let fault = flags.fault().then(|| zerocopy::transmute!(fault));
         Ok(Self { masked: head.masked.get(), fence, fault, directory, ats, nest, registers })
     }
@@ -289,12 +294,22 @@ impl Head {
         if more != 0 {
             return Err(RestoreError::Capabilities(more));
         }
+        if !is_consistent(promised) {
+            return Err(RestoreError::Promise("capabilities that can not go together"));
+        }
         // What hardware would do although the guest was told it does not.
         if let Some(mismatch) = taker.host.and_then(|host| mismatch(promised, &host)) {
             return Err(RestoreError::Promise(mismatch.name()));
         }
         Ok(Setup { capabilities: promised, ..own })
     }
+}
+
+/// Whether some configuration promises these together (rules REG-CAP-40, REG-CAP-47).
+const fn is_consistent(promised: Capabilities) -> bool {
+    let modes = (!promised.sv57() || promised.sv48()) && (!promised.sv48() || promised.sv39());
+    let mrif = (!promised.msi_mrif() || promised.msi_flat()) && promised.amo_mrif() == promised.msi_mrif();
+    modes && mrif && (!promised.t2gpa() || promised.ats())
 }
 
 /// The fence that waits at the head of the queue.

@@ -122,6 +122,25 @@ fn a_guest_is_promised_what_it_was_promised() {
 }
 
 #[test]
+fn capabilities_that_no_configuration_has_together_are_refused() {
+    let config = Config::emulated().with_second_stage(true).with_ats(true).with_synchronous_dma(true);
+    let mut iommu = emulated(InterruptKinds::Both, &config);
+    let good = image(&mut iommu);
+    let promised = Capabilities::from_bits(u64::from_le_bytes(good[80..88].try_into().unwrap()));
+    assert!(promised.sv57());
+    let mut restore = |promised: Capabilities| {
+        let mut image = good.clone();
+        image[80..88].copy_from_slice(&promised.into_bits().to_le_bytes());
+        iommu.restore(&image).map(|_| ())
+    };
+    let refused = Err(RestoreError::Promise("capabilities that can not go together"));
+    assert_eq!(restore(promised.with_sv48(false)), refused, "REG-CAP-40, T29: Sv57 without Sv48");
+    assert_eq!(restore(promised.with_sv57(false).with_sv39(false)), refused, "REG-CAP-40, T29: Sv48 without Sv39");
+    let none = promised.with_sv57(false).with_sv48(false).with_sv39(false);
+    assert_eq!(restore(none), Ok(()), "REG-CAP-40: less, in order");
+}
+
+#[test]
 fn what_hardware_does_anyway_can_not_be_hidden_by_an_image() {
     let register = Capabilities::new().with_sv39(true).with_sv39x4(true).with_pas(56);
     let host = |svpbmt| {

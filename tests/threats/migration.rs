@@ -177,6 +177,22 @@ fn t29_an_image_holds_no_more_than_there_is_room_for() {
 }
 
 #[test]
+fn t29_a_guest_without_ats_has_asked_devices_for_nothing() {
+    let (vm, image) = busy();
+    let mut quiet = Vm::of(&Hardware::default(), 1, InterruptKinds::Both, &Config::nested()).image();
+    assert_eq!(quiet.len(), LISTS);
+    // The group of a guest with ATS, in the image of one without.
+    quiet.extend(&image[image.len() - 16..]);
+    quiet[30] = 1;
+    let length = u32::try_from(quiet.len()).unwrap();
+    quiet[12..16].copy_from_slice(&length.to_le_bytes());
+    let mut vm = vm.elsewhere(&Hardware::default(), &config());
+    let refused = vm.iommu.restore(&quiet);
+    assert!(matches!(refused, Err(RestoreError::State(_))), "REG-CAP-47: {refused:?}");
+    assert_shut(&mut vm, "no ATS");
+}
+
+#[test]
 fn t18_an_image_that_promises_more_or_hides_what_hardware_does_is_refused() {
     let (vm, image) = busy();
     let promised = u64::from_le_bytes(image[CAPABILITIES..CAPABILITIES + 8].try_into().unwrap());
