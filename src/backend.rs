@@ -67,26 +67,37 @@
 //! | the host has reset the function (FLR) | [`device_reset`](crate::VIommu::device_reset) | what was under way is forgotten |
 //!
 //! ```
-//! use riscv_viommu::{Attachment, Backend, PageRequest, PageRequestOutcome, PageResponse, VIommu};
+//! use riscv_viommu::pageq::PageRequestRecord;
+//! use riscv_viommu::{
+//!     Attachment, Backend, PageRequest, PageRequestOutcome, PageResponse, ResponseCode, VIommu,
+//! };
 //!
 //! /// What the host's driver does for a function of this VM.
 //! trait Function {
 //!     fn respond(&mut self, response: &PageResponse);
-//!     fn populate_and_respond(&mut self, request: &PageRequest);
+//!     /// Puts the page into the second stage, which may fail.
+//!     fn populate(&mut self, request: &PageRequest) -> ResponseCode;
 //!     fn start_timer(&mut self, request: &PageRequest);
 //! }
 //!
-//! /// A record that was drained from the physical page-request queue.
+//! /// A record that was drained from the physical page-request queue; whose it is the host finds by its `device_id`.
 //! fn page_request<B: Backend>(
 //!     iommu: &mut VIommu<B>,
 //!     device: Attachment,
-//!     request: &PageRequest,
+//!     record: &PageRequestRecord,
 //!     function: &mut impl Function,
 //! ) {
-//!     match iommu.report_page_request(device, request) {
+//!     let request = PageRequest::from_record(record);
+//!     match iommu.report_page_request(device, &request) {
 //!         // The guest's tables allow it: the page is missing in the second stage.
-//!         PageRequestOutcome::HostPage => function.populate_and_respond(request),
-//!         PageRequestOutcome::Queued => function.start_timer(request),
+//!         PageRequestOutcome::HostPage => {
+//!             let code = function.populate(&request);
+//!             if request.payload.wants_response() {
+//!                 function.respond(&request.response(code));
+//!             }
+//!         }
+//!         // Only the last one of a group is answered.
+//!         PageRequestOutcome::Queued if request.payload.wants_response() => function.start_timer(&request),
 //!         PageRequestOutcome::Discarded(Some(response)) => function.respond(&response),
 //!         _ => {}
 //!     }

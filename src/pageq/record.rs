@@ -4,6 +4,7 @@ use bitfield_struct::bitfield;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::Iova;
+use crate::backend::{PageResponse, ResponseCode};
 use crate::id::{DeviceId, Prgi, ProcessId};
 
 /// A page request record: 16 bytes, two 64-bit words. Source: "Page-Request-Queue (PQ)".
@@ -127,6 +128,19 @@ impl PageRequest {
         Self { payload: self.payload.with_l(last), ..self }
     }
 
+    /// Reads a record of a physical page-request queue. The physical `device_id` in it is for the host to map.
+    #[must_use]
+    pub const fn from_record(record: &PageRequestRecord) -> Self {
+        let PageRequestRecord { head, payload } = *record;
+        let process = if head.pv() { Some(head.pid()) } else { None };
+        Self { process, privileged: head.pv() && head.is_priv(), execute: head.pv() && head.exec(), payload }
+    }
+
+    /// The response with this code to the group of this request: what a host sends that answers by itself.
+    pub const fn response(&self, code: ResponseCode) -> PageResponse {
+        PageResponse { process: self.process, group: self.payload.prgi(), code }
+    }
+
     /// The record of this message of a device.
     #[must_use]
     pub fn record(&self, device: DeviceId) -> PageRequestRecord {
@@ -163,6 +177,35 @@ mod tests {
             PageRequestRecord { head: PageRequestHead::from_bits(1), payload: PageRequestPayload::from_bits(2) };
         let words: [u64; 2] = zerocopy::transmute!(record);
         assert_eq!(words, [1, 2], "PQ-08");
+    }
+
+    #[test]
+    fn a_message_comes_back_from_its_record() {
+        let read = PageRequest::read(Iova::new(0x5123), Prgi::truncate(0x1ff));
+        let messages = [
+            read,
+            PageRequest::write(Iova::new(0x7000), Prgi::truncate(3)).with_last(false),
+            read.with_process(ProcessId::truncate(0xf_ffff), true).with_execute(true),
+            read.with_process(ProcessId::truncate(0), false),
+        ];
+        for message in messages {
+            let record = message.record(DeviceId::truncate(0xff_ffff));
+            assert_eq!(PageRequest::from_record(&record), message, "PQ-02 to -08");
+        }
+        let unasked = PageRequestHead::new().with_pid(ProcessId::truncate(7)).with_is_priv(true).with_exec(true);
+        let record = PageRequestRecord { head: unasked, payload: read.payload };
+        assert_eq!(PageRequest::from_record(&record), read, "PQ-02, -04, -05: without PV they say nothing");
+    }
+
+    #[test]
+    fn a_response_is_to_the_group_of_its_request() {
+        let request = PageRequest::read(Iova::new(0), Prgi::truncate(9)).with_process(ProcessId::truncate(3), false);
+        let expected = PageResponse {
+            process: Some(ProcessId::truncate(3)),
+            group: Prgi::truncate(9),
+            code: ResponseCode::InvalidRequest,
+        };
+        assert_eq!(request.response(ResponseCode::InvalidRequest), expected, "PRG-05");
     }
 
     #[test]

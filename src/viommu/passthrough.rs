@@ -120,8 +120,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
             }
             Requester::Denied => {
                 self.stats.count_page_request(false);
-                let code = ResponseCode::InvalidRequest;
-                let response = PageResponse { process, group: payload.prgi(), code };
+                let response = request.response(ResponseCode::InvalidRequest);
                 return PageRequestOutcome::Discarded(payload.wants_response().then_some(response));
             }
             // What the guest has seen a part of, it is to see the end of.

@@ -244,11 +244,6 @@ impl Machine {
     }
 }
 
-/// The host's answer to the group of a request, for which it takes the PASID that came with it.
-pub(super) const fn response_to(request: &PageRequest, code: ResponseCode) -> PageResponse {
-    PageResponse { process: request.process, group: request.payload.prgi(), code }
-}
-
 /// Whether ATS is allowed (rule TR-08).
 fn permit(meaning: Meaning) -> Result<Meaning, Cause> {
     if meaning.ats == Ats::Off { Err(Cause::TransactionTypeDisallowed) } else { Ok(meaning) }

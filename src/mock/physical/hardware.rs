@@ -14,7 +14,7 @@ use crate::pageq::PageRequest;
 use crate::regs::Capabilities;
 
 use super::driver::Strategy;
-use super::function::{Kept, response_to};
+use super::function::Kept;
 use super::machine::Machine;
 use super::walk::Request;
 use super::{Physical, PhysicalDevice};
@@ -240,7 +240,7 @@ impl Hardware {
     /// # Panics
     /// If the group is not open.
     pub fn answer_page_request(&self, device: PhysicalDevice, request: &PageRequest, code: ResponseCode) {
-        let open = self.machine().respond(device, &response_to(request, code), true);
+        let open = self.machine().respond(device, &request.response(code), true);
         assert!(open, "{request:?} of {device:?} is answered, or was not made");
     }
 

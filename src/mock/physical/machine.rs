@@ -14,7 +14,7 @@ use crate::pageq::PageRequest;
 use super::PhysicalDevice;
 use super::context::Meaning;
 use super::driver::Strategy;
-use super::function::{Function, response_to};
+use super::function::Function;
 use super::hardware::{Access, Dma, Traffic};
 use super::ioatc::{Ioatc, Scope};
 use super::processes::{self, Pdt};
@@ -211,7 +211,7 @@ impl Machine {
         }
         // The host resolves the request by itself.
         for (device, request) in self.page_requests.split_off(before) {
-            self.respond(device, &response_to(&request, ResponseCode::Success), true);
+            self.respond(device, &request.response(ResponseCode::Success), true);
         }
         self.faults.clear();
     }
