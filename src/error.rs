@@ -116,8 +116,10 @@ pub enum AttachError {
     /// All `DEVICES` places are taken.
     #[error("all places for devices are taken")]
     Full,
-    /// The IOMMU this device sits behind can do less than the guest was promised; the text names the capability.
-    #[error("the device's IOMMU does not match what the guest was promised: {0:}")]
+    /// The IOMMU this device sits behind can do less than the guest was promised, or than the policy of the device
+    /// grants; the text names the capability. `T2GPA`: ATS without it takes
+    /// [`with_trusted_translations`](crate::DevicePolicy::with_trusted_translations).
+    #[error("the device's IOMMU does not match what the guest was promised or the device was granted: {0:}")]
     Capability(&'static str),
     /// The host did not take the device.
     #[error("the host did not take the device: {0:}")]
@@ -180,7 +182,7 @@ pub enum SnapshotError {
     #[error("the vIOMMU has not been started")]
     NotStarted,
     /// The image is larger than the buffer; [`SNAPSHOT_BYTES`](crate::VIommu::SNAPSHOT_BYTES) are always enough.
-    #[error("the image has {needed:} bytes, the buffer has not")]
+    #[error("the image needs {needed:} bytes, the buffer has fewer")]
     TooSmall {
         /// Bytes of the image.
         needed: usize,
@@ -313,5 +315,7 @@ mod tests {
         assert_eq!(message(&IdError { value: 0x100, bits: 8 }), "0x100 does not fit in 8 bits");
         assert_eq!(message(&ConfigError::Vectors(3)), "3 interrupt vectors: the number must be 1, 2, 4, 8 or 16");
         assert_eq!(message(&OrderError::Refused { done: 3 }), "the physical IOMMU refused after 3 orders");
+        let short = "the image needs 1136 bytes, the buffer has fewer";
+        assert_eq!(message(&SnapshotError::TooSmall { needed: 1136 }), short);
     }
 }

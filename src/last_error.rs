@@ -82,7 +82,11 @@ impl fmt::Display for LastError {
             Self::HostInvalidation => f.write_str("the host refused an invalidation: every device is blocked"),
             Self::HostFailed => f.write_str("the physical IOMMU failed: every device is blocked"),
             Self::Quarantine { device } => {
-                write!(f, "device_id {:#x} does not answer invalidations: it is without ATS", device.get())
+                write!(
+                    f,
+                    "device_id {:#x} does not answer invalidations: it is without ATS until it is reset",
+                    device.get()
+                )
             }
         }
     }
