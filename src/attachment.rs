@@ -4,7 +4,7 @@ use crate::id::DeviceId;
 
 /// Proof of one attachment. What the host delivers for a device presents it, so that nothing meant for an earlier
 /// owner of the same id arrives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Attachment {
     device: DeviceId,
     generation: u32,

@@ -117,6 +117,7 @@ pub use backend::{
     FirstStage, GuestMemory, HostCapabilities, InterruptKinds, Interrupts, Invalidation, NoPhysical, PageResponse,
     Pages, Parts, PhysicalIommu, Post, Processes, ResponseCode, Ticket,
 };
+pub use cmdq::CommandCounts;
 pub use config::Config;
 pub use error::{
     AttachError, ConfigError, DetachError, IdError, IllegalCommand, MemoryFault, OrderError, RestoreError,
