@@ -566,7 +566,8 @@ pub trait PhysicalIommu {
     /// blocked, what was cached for it is dropped, and a fence has completed since.
     ///
     /// A device that had ATS was told to forget what it keeps itself: behind [`Context::Quiesced`], where its IOMMU has
-    /// `T2GPA`. If it did not answer that, or before, the host resets the function before it gives it to anyone.
+    /// `T2GPA`. If it did not answer that, or before, which the driver saw as it ended a fence with a timeout, the host
+    /// resets the function before it gives it to anyone.
     fn release(&mut self, device: Self::Device);
 }
 

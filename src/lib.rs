@@ -41,7 +41,8 @@
 //! | 9 | `mock` | doubles for tests, feature `mock` |
 //!
 //! Formats have no behaviour and are public, to encode as well as to decode: a host's driver of the physical IOMMU uses
-//! the same ones. Behaviour has no bit arithmetic.
+//! the same ones. Records of several words implement the traits of `zerocopy` 0.8, whose `transmute!` makes them of
+//! words and words of them. Behaviour has no bit arithmetic.
 //!
 //! # Address spaces
 //!

@@ -15,10 +15,11 @@
 //! of passthrough devices that the guest has not answered, and which of them have [no ATS any
 //! more](crate::VIommu::device_reset). Not in it, and
 //! the host's own to save: guest memory, models of devices with what they keep of ATS (translations, messages they
-//! took), the [`Config`](crate::Config), which devices are attached and their policies, the interrupt controller, and
-//! cycles not yet [told](crate::VIommu::add_cycles). [`Stats`](crate::Stats) begin anew;
-//! [`Attachment`s](crate::Attachment), [`Epoch`s](crate::Epoch) and [`Ticket`s](crate::Ticket) are those of the
-//! destination.
+//! took), the [`Config`](crate::Config), which devices are attached and their policies, the interrupt controller,
+//! which page requests the host gives the guest how much [time](crate::VIommu::page_request_timeout) for, and cycles
+//! not yet [told](crate::VIommu::add_cycles). [`Stats`](crate::Stats) begin anew; [`Attachment`s](crate::Attachment),
+//! [`Epoch`s](crate::Epoch) and [`Ticket`s](crate::Ticket) are those of the destination. Both sides count from 1: a
+//! host that restores on the same machine drops what it still has of the source's, which would be taken for its own.
 //!
 //! The vIOMMU writes guest memory through [`GuestMemory`](crate::GuestMemory) alone: `store`, `compare_exchange` and
 //! `post`. A host that copies memory while the guest runs marks pages dirty there; for A and D bits that a physical

@@ -29,6 +29,8 @@ pub struct Behind<D> {
 /// A pending fence ends when it has ended on each of them: the host says what a driver tells with
 /// [`fence_done`](Self::fence_done) and takes what is for the vIOMMU with [`next_done`](Self::next_done).
 ///
+/// Where one of them has lost its state, [`host_lost_state`](crate::VIommu::host_lost_state) drives all of them anew.
+///
 /// Where one of them is busy, the order is given again to all, also to those that have carried it out: a driver takes
 /// the same invalidation or fence twice.
 ///

@@ -50,8 +50,10 @@ pub enum Health {
     /// An order was refused. A device whose context was refused is blocked until the guest or
     /// [`resync`](crate::VIommu::resync) names it again. After a refused invalidation all are blocked until the
     /// reset, and the guest's fences complete: what the host's caches still hold is the host's to deal with. After
-    /// a refused [`restore`](crate::VIommu::restore) all are blocked, too. Stays until
-    /// [`reset`](crate::VIommu::reset).
+    /// a refused [`restore`](crate::VIommu::restore) all are blocked, too. Or a device did not answer invalidations of
+    /// its own cache, again and again, and has no ATS until [`device_reset`](crate::VIommu::device_reset): a guest can
+    /// bring that about, and it is no reason to stop the VM. Stays until [`reset`](crate::VIommu::reset);
+    /// [`last_error`](crate::VIommu::last_error) says which it was, unless something else was refused since.
     Degraded,
     /// The physical IOMMU failed. Blocking every device was tried, no order was given since, and the guest's fence
     /// stays incomplete. Stays until [`reset`](crate::VIommu::reset); stop the VM.

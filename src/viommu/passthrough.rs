@@ -35,7 +35,8 @@ pub enum PageRequestOutcome {
     HostPage,
     /// It is in the guest's queue. The guest's answer, if the request wants one, comes by
     /// [`page_response`](crate::PhysicalIommu::page_response); one that does not come in time is given up by
-    /// [`page_request_timeout`](VIommu::page_request_timeout).
+    /// [`page_request_timeout`](VIommu::page_request_timeout). A group is forgotten when its device is detached, and
+    /// by [`reset`](VIommu::reset): the host then answers it by itself, or resets the function.
     Queued,
     /// The guest gets no record of it. The host sends this response, if the request wants one.
     Discarded(Option<PageResponse>),
@@ -110,7 +111,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
 
     /// A Page Request of an attached device, drained from the physical page-request queue: every one, in order. What
     /// the guest's own tables do not allow goes into its queue, without a change to the tables; the work is bounded by
-    /// one walk of them.
+    /// one walk of them, and nothing of it is left for [`run`](Self::run).
     pub fn report_page_request(&mut self, attachment: Attachment, request: &PageRequest) -> PageRequestOutcome {
         let PageRequest { process, privileged, payload, .. } = *request;
         let room = match self.nest.requester(attachment, request) {
@@ -158,7 +159,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     }
 
     /// The guest did not answer this group in the time the host gives it: the response the host sends then. `None`, if
-    /// there is no such group that waits for the guest. An answer that comes later is dropped.
+    /// there is no such group that waits for the guest: it was answered, or [forgotten](PageRequestOutcome::Queued). An
+    /// answer that comes later is dropped.
     #[must_use = "the device waits for it"]
     pub fn page_request_timeout(
         &mut self,
@@ -170,10 +172,10 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         self.nest.give_up(attachment, group, process).then_some(PageResponse { process, group, code })
     }
 
-    /// The host has reset the function behind `id`: nothing is left in its own cache, and its page requests and
-    /// invalidation requests are void. What it asked for is forgotten, and a device that got no ATS any more because it
-    /// did not answer gets it again. Of an emulated device the messages under way are dropped, and no fence waits for
-    /// its completions.
+    /// The host has reset the function behind `id`, also where the guest asked for that, or for one of its bus: nothing
+    /// is left in its own cache, and its page requests and invalidation requests are void. What it asked for is
+    /// forgotten, and a device that got no ATS any more because it did not answer gets it again. Of an emulated device
+    /// the messages under way are dropped, and no fence waits for its completions.
     pub fn device_reset(&mut self, id: DeviceId) -> Progress {
         match self.emulated.named(id) {
             Some(device) => self.ats.forget(device.attachment),
