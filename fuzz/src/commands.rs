@@ -1,6 +1,6 @@
 //! A command queue: commands that could be, and garbage, for devices of both kinds.
 
-use arbitrary::{Arbitrary, Unstructured};
+use arbitrary::Arbitrary;
 use riscv_viommu::mock::guest::{AtsCommand, Iofence, Iotinval, inval_ddt, inval_pdt, register as reg};
 use riscv_viommu::{
     AtsRequest, DeviceId, DeviceMessage, Gpa, Gscid, Health, InvalidationCompletion, ProcessId, Pscid, Request, Width,
@@ -245,9 +245,5 @@ fn blocked(machine: &mut Machine, id: DeviceId) {
 
 /// The target.
 pub fn run(input: &[u8]) {
-    let mut input = Unstructured::new(input);
-    let Ok(setup) = input.arbitrary() else { return };
-    let mut machine = Machine::new(setup);
-    crate::actions(&mut input).for_each(|action: Action| action.act(&mut machine));
-    machine.end();
+    crate::fuzz(input, |machine, action: Action| action.act(machine));
 }

@@ -1,6 +1,6 @@
 //! What the host tells and answers, in any order its contract allows, around everything that guests do.
 
-use arbitrary::{Arbitrary, Unstructured};
+use arbitrary::Arbitrary;
 use riscv_viommu::{
     Applied, Cause, Completion, Epoch, FenceOutcome, Gpa, HostFault, Itag, OrderError, PageRequest, PageRequestOutcome,
     Prgi, ResponseCode, SecondStageFault, Ticket, TransactionType,
@@ -9,6 +9,9 @@ use riscv_viommu::{
 use crate::commands::{self, Process};
 use crate::guest::Value;
 use crate::machine::{EMULATED, Iommu, Machine, PASSTHROUGH};
+
+/// The most blocked states that the crate lets a host go through on the way to one context.
+const DETOURS: u8 = 4;
 
 /// What an order comes to where it fails.
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -24,24 +27,6 @@ impl Failure {
             Self::Busy => OrderError::Busy,
             Self::Refused => OrderError::Refused { done: 0 },
             Self::Fatal => OrderError::Fatal,
-        }
-    }
-}
-
-/// How fences end.
-#[derive(Arbitrary, Clone, Copy, Debug)]
-pub(crate) enum End {
-    Complete,
-    AtsTimeout,
-    Failed,
-}
-
-impl End {
-    const fn outcome(self) -> FenceOutcome {
-        match self {
-            Self::Complete => FenceOutcome::Complete,
-            Self::AtsTimeout => FenceOutcome::AtsTimeout,
-            Self::Failed => FenceOutcome::Failed,
         }
     }
 }
@@ -81,7 +66,7 @@ pub(crate) enum Action {
     PageResponse(Failure),
     /// Fences end: one that may never have been, and all.
     FenceDone(u8),
-    FencesEnd(End),
+    FencesFail,
     Fault {
         device: u8,
         cause: u16,
@@ -130,7 +115,12 @@ impl Action {
             Self::Adopt(busy) => physical.answer_next_adopt(Err(either(busy, Failure::Refused))),
             // Not Refused, which blocking must not be.
             Self::SetContext(busy) => physical.answer_next_set_context(Err(either(busy, Failure::Fatal))),
-            Self::Detour => physical.answer_next_set_context(Ok(Applied::Blocked)),
+            // One that never lets a device be quiesced is no host: it takes care of what the device keeps.
+            Self::Detour if machine.setup.ats && machine.detours == DETOURS => {}
+            Self::Detour => {
+                machine.detours += 1;
+                physical.answer_next_set_context(Ok(Applied::Blocked));
+            }
             Self::Invalidate(failure) => physical.answer_next_invalidate(Err(failure.error())),
             Self::Fence(failure) => physical.answer_next_fence(Err(failure.error())),
             Self::FencePending => physical.answer_next_fence(Ok(Completion::Pending)),
@@ -140,12 +130,12 @@ impl Action {
                 let ticket = Ticket::new(ticket.into());
                 let late = |ticket: &Ticket| physical.outcome(*ticket) == FenceOutcome::AtsTimeout;
                 let timed_out = physical.complete(ticket).iter().any(late);
-                let end = if timed_out { End::AtsTimeout } else { End::Complete };
-                let _ = machine.call(|iommu| iommu.fence_done(ticket, end.outcome()));
+                let outcome = if timed_out { FenceOutcome::AtsTimeout } else { FenceOutcome::Complete };
+                let _ = machine.call(|iommu| iommu.fence_done(ticket, outcome));
             }
-            Self::FencesEnd(end) => {
+            Self::FencesFail => {
                 for ticket in physical.complete_all() {
-                    let _ = machine.call(|iommu| iommu.fence_done(ticket, end.outcome()));
+                    let _ = machine.call(|iommu| iommu.fence_done(ticket, FenceOutcome::Failed));
                 }
             }
             Self::Fault { device, cause, kind, iova, process, second } => {
@@ -261,9 +251,5 @@ fn group_timeout(machine: &mut Machine, device: u8, group: u8, process: Process)
 
 /// The target.
 pub fn run(input: &[u8]) {
-    let mut input = Unstructured::new(input);
-    let Ok(setup) = input.arbitrary() else { return };
-    let mut machine = Machine::new(setup);
-    crate::actions(&mut input).for_each(|action: Action| action.act(&mut machine));
-    machine.end();
+    crate::fuzz(input, |machine, action: Action| action.act(machine));
 }

@@ -25,6 +25,11 @@ pub mod seeds;
 pub mod snapshot;
 pub mod tables;
 
+use std::fmt::Debug;
+
+use arbitrary::{Arbitrary, Unstructured};
+use machine::Machine;
+
 #[cfg(fuzzing)]
 pub use libfuzzer_sys;
 
@@ -43,10 +48,27 @@ pub const TARGETS: [Target; 5] = [
 /// Most actions of one input: what takes longer teaches nothing new.
 const ACTIONS: usize = 160;
 
-/// The actions that the rest of the input is.
-fn actions<'a, A: arbitrary::Arbitrary<'a>>(input: &mut arbitrary::Unstructured<'a>) -> impl Iterator<Item = A> {
+/// What every target is: a setup, then actions, with a look at what the guest sees after each; and a host that recovers.
+///
+/// With `FUZZ_ACTIONS` in the environment they are printed: how an input that fails is read.
+fn fuzz<'a, A: Arbitrary<'a> + Debug>(input: &'a [u8], act: impl Fn(&mut Machine, A)) {
+    let mut input = Unstructured::new(input);
+    let Ok(setup) = input.arbitrary() else { return };
+    let shows = std::env::var_os("FUZZ_ACTIONS").is_some();
+    if shows {
+        eprintln!("{setup:?}");
+    }
+    let mut machine = Machine::new(setup);
+    machine.look(false);
     let next = || if input.is_empty() { None } else { input.arbitrary().ok() };
-    std::iter::from_fn(next).take(ACTIONS)
+    for action in std::iter::from_fn(next).take(ACTIONS) {
+        if shows {
+            eprintln!("{action:?}");
+        }
+        act(&mut machine, action);
+        machine.look(false);
+    }
+    machine.end();
 }
 
 /// The program of a target.

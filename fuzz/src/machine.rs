@@ -9,7 +9,7 @@ use riscv_viommu::mock::tables::tc;
 use riscv_viommu::mock::{Hardware, Memory, Physical, PhysicalDevice, Strategy, Wires};
 use riscv_viommu::{
     Ats, Attachment, Capabilities, Completion, Config, Context, DeviceId, DevicePolicy, Gscid, Gxl, Health,
-    InterruptKinds, Parts, Progress, VIommu, Width,
+    InterruptKinds, Parts, Progress, Ticket, VIommu, Width,
 };
 
 use crate::guest::{Guest, Meaning};
@@ -105,6 +105,8 @@ pub(crate) struct Machine {
     pub(crate) emulated: Vec<Attachment>,
     /// Words change while they are read.
     pub(crate) raced: bool,
+    /// Contexts that the host was told to reach through a blocked state.
+    pub(crate) detours: u8,
     /// The host failed at some time.
     failed: bool,
     wires: Wires,
@@ -159,6 +161,7 @@ impl Machine {
             passthrough,
             emulated,
             raced: false,
+            detours: 0,
             failed: false,
             wires,
             meter,
@@ -172,18 +175,22 @@ impl Machine {
         machine
     }
 
-    /// Whatever is done to the vIOMMU is done here; then all invariants are looked at.
+    /// Whatever is done to the vIOMMU is done here: what one call may do and order is looked at after each.
     pub(crate) fn call<R>(&mut self, act: impl FnOnce(&mut Iommu) -> R) -> R {
         self.meter.restart();
         let answer = act(&mut self.iommu);
         self.failed |= self.iommu.health() == Health::Failed;
         self.meter.check(&self.bound);
-        invariants::registers(&self.iommu, &self.meter, self.setup.mirrored());
         self.owned.follow(&self.physical.take_orders());
-        self.check_off();
         drop((self.memory.take_events(), self.memory.take_loads(), self.memory.take_watches()));
         drop((self.memory.take_unmapped(), self.wires.take_changes()));
         answer
+    }
+
+    /// What the guest can see between two actions, and of the whole register page at the end.
+    pub(crate) fn look(&self, whole: bool) {
+        invariants::registers(&self.iommu, &self.meter, whole, self.setup.mirrored());
+        self.check_off();
     }
 
     /// With the directory off and nothing under way, no device translates.
@@ -255,16 +262,24 @@ impl Machine {
 
     /// The host tells of all fences that are done.
     pub(crate) fn complete(&mut self) {
-        for ticket in self.physical.complete_all() {
+        let completed = self.physical.complete_all();
+        self.tell(completed);
+    }
+
+    fn tell(&mut self, completed: Vec<Ticket>) {
+        for ticket in completed {
             let outcome = self.physical.outcome(ticket);
             let _ = self.call(|iommu| iommu.fence_done(ticket, outcome));
         }
     }
 
-    /// Goes on until nothing is left, or for long.
+    /// Goes on until nothing is left, or nothing comes of it: what a device or DMA has to do is not done here.
     pub(crate) fn settle(&mut self) {
-        for _ in 0..500 {
-            self.complete();
+        let mut idle = 0;
+        while idle < 16 {
+            let before = self.physical.complete_all();
+            idle = if before.is_empty() && self.iommu.progress() == Progress::Waiting { idle + 1 } else { 0 };
+            self.tell(before);
             if self.call(Iommu::run) == Progress::Idle {
                 return;
             }
@@ -280,6 +295,7 @@ impl Machine {
             let _ = self.call(Iommu::reset);
             self.settle();
             if self.iommu.progress() == Progress::Idle && self.iommu.health() == Health::Good {
+                self.look(true);
                 return;
             }
         }

@@ -1,6 +1,6 @@
 //! Register accesses, and guest memory between them and under them.
 
-use arbitrary::{Arbitrary, Unstructured};
+use arbitrary::Arbitrary;
 use riscv_viommu::mock::guest::register as reg;
 use riscv_viommu::{Gpa, MemoryFault, Width};
 
@@ -123,9 +123,5 @@ const fn failure(corrupt: bool) -> MemoryFault {
 
 /// The target.
 pub fn run(input: &[u8]) {
-    let mut input = Unstructured::new(input);
-    let Ok(setup) = input.arbitrary() else { return };
-    let mut machine = Machine::new(setup);
-    crate::actions(&mut input).for_each(|action: Action| action.act(&mut machine));
-    machine.end();
+    crate::fuzz(input, |machine, action: Action| action.act(machine));
 }

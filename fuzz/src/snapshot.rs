@@ -1,6 +1,6 @@
 //! An image, or a real one with changed bytes, and what is done after it.
 
-use arbitrary::{Arbitrary, Unstructured};
+use arbitrary::Arbitrary;
 use riscv_viommu::mock::guest::register as reg;
 use riscv_viommu::{Health, Progress, RestoreError};
 
@@ -80,14 +80,8 @@ fn refused(machine: &mut Machine, _: &RestoreError) {
 
 /// The target.
 pub fn run(input: &[u8]) {
-    let mut input = Unstructured::new(input);
-    let Ok(setup) = input.arbitrary::<Setup>() else { return };
-    let mut machine = Machine::new(setup);
-    for step in crate::actions(&mut input) {
-        match step {
-            Step::Action(action) => action.act(&mut machine),
-            Step::Restore(image) => restore(&mut machine, image),
-        }
-    }
-    machine.end();
+    crate::fuzz(input, |machine, step| match step {
+        Step::Action(action) => action.act(machine),
+        Step::Restore(image) => restore(machine, image),
+    });
 }

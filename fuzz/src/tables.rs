@@ -1,12 +1,12 @@
 //! Directories, page tables and MSI page tables of a hostile guest, and what devices ask for meanwhile.
 
-use arbitrary::{Arbitrary, Unstructured};
+use arbitrary::Arbitrary;
 use riscv_viommu::mock::guest::{Iotinval, inval_ddt, register as reg};
 use riscv_viommu::{AtsRequest, Gpa, Iova, Permissions, Request, Target, TranslateError, Translation};
 
 use crate::commands::Process;
 use crate::guest::{Meaning, Place, Value};
-use crate::machine::{Machine, Setup};
+use crate::machine::Machine;
 use crate::mmio;
 
 /// What a device wants.
@@ -126,11 +126,7 @@ fn translate(machine: &mut Machine, request: Request) -> Option<Translation> {
     Some(to)
 }
 
-/// The target. Beside passthrough devices an emulated one is offered less, so half of the setups are without.
+/// The target.
 pub fn run(input: &[u8]) {
-    let mut input = Unstructured::new(input);
-    let Ok(setup) = input.arbitrary::<Setup>() else { return };
-    let mut machine = Machine::new(setup);
-    crate::actions(&mut input).for_each(|action: Action| action.act(&mut machine));
-    machine.end();
+    crate::fuzz(input, |machine, action: Action| action.act(machine));
 }
