@@ -77,7 +77,7 @@ impl Place {
 
 /// The address of a page by number.
 pub(crate) fn frame(page: u8) -> u64 {
-    RAM + (u64::from(page) % PAGES << 12)
+    RAM + ((u64::from(page) % PAGES) << 12)
 }
 
 /// What a context may be made to say.
@@ -105,8 +105,16 @@ pub(crate) struct Guest {
     second: PageTable,
     processes: ProcessDirectory,
     messages: Gpa,
-    /// The entries on the way to each context, and what the guest put there; then the context.
-    ways: Vec<(DeviceId, [(Gpa, u64); 2], Gpa)>,
+    ways: Vec<Way>,
+}
+
+/// The way to the context of a device.
+#[derive(Debug)]
+struct Way {
+    id: DeviceId,
+    /// Two entries, and what the guest put there.
+    entries: [(Gpa, u64); 2],
+    context: Gpa,
 }
 
 impl Guest {
@@ -131,8 +139,8 @@ impl Guest {
         let ids = PASSTHROUGH.map(|(id, _)| id).into_iter().chain(EMULATED.map(|(id, _)| id));
         let way = |id| {
             let context = directory.entry_address(id);
-            let way = [2, 1].map(|level| directory.non_leaf_address(id, level));
-            (id, way.map(|at| (at, memory.read(at))), context)
+            let entries = [2, 1].map(|level| directory.non_leaf_address(id, level));
+            Way { id, entries: entries.map(|at| (at, memory.read(at))), context }
         };
         let ways = ids.map(way).collect();
         memory.map(Gpa::new(RAM), PAGES << 12);
@@ -176,12 +184,16 @@ impl Guest {
 
     /// Where the context of a device is.
     pub(crate) fn context(&self, device: u8) -> Gpa {
-        self.ways[usize::from(device) % self.ways.len()].2
+        self.way(device).context
     }
 
     /// The id of a device, if its context is still found where [`context`](Self::context) says.
     pub(crate) fn found(&self, device: u8) -> Option<DeviceId> {
-        let (id, way, _) = &self.ways[usize::from(device) % self.ways.len()];
-        way.iter().all(|&(at, word)| self.memory.read(at) == word).then_some(*id)
+        let Way { id, entries, .. } = self.way(device);
+        entries.iter().all(|&(at, word)| self.memory.read(at) == word).then_some(*id)
+    }
+
+    fn way(&self, device: u8) -> &Way {
+        &self.ways[usize::from(device) % self.ways.len()]
     }
 }

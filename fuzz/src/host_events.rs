@@ -112,20 +112,6 @@ impl Action {
         let emulated = |second: bool| EMULATED[usize::from(second)].0;
         match self {
             Self::Guest(action) => action.act(machine),
-            Self::Adopt(busy) => physical.answer_next_adopt(Err(either(busy, Failure::Refused))),
-            // Not Refused, which blocking must not be.
-            Self::SetContext(busy) => physical.answer_next_set_context(Err(either(busy, Failure::Fatal))),
-            // One that never lets a device be quiesced is no host: it takes care of what the device keeps.
-            Self::Detour if machine.setup.ats && machine.detours == DETOURS => {}
-            Self::Detour => {
-                machine.detours += 1;
-                physical.answer_next_set_context(Ok(Applied::Blocked));
-            }
-            Self::Invalidate(failure) => physical.answer_next_invalidate(Err(failure.error())),
-            Self::Fence(failure) => physical.answer_next_fence(Err(failure.error())),
-            Self::FencePending => physical.answer_next_fence(Ok(Completion::Pending)),
-            Self::AtsInvalidate(failure) => physical.answer_next_ats_invalidate(Err(failure.error())),
-            Self::PageResponse(failure) => physical.answer_next_page_response(Err(failure.error())),
             Self::FenceDone(ticket) => {
                 let ticket = Ticket::new(ticket.into());
                 let late = |ticket: &Ticket| physical.outcome(*ticket) == FenceOutcome::AtsTimeout;
@@ -202,15 +188,37 @@ impl Action {
                 machine.settle();
             }
             Self::Shutdown => drop(machine.call(Iommu::shutdown)),
-            Self::DmaRuns(runs) if machine.setup.counted => {
-                machine.memory.answer_drain(Some(if runs { Completion::Pending } else { Completion::Done }));
-            }
-            Self::DmaRuns(_) => {}
             Self::Drained(epoch) => {
                 let asked = machine.memory.take_drains().last().copied();
                 let upto = asked.filter(|_| epoch == 0).unwrap_or(Epoch::new(epoch.into()));
                 let _ = machine.call(|iommu| iommu.drained(upto));
             }
+            answer => answer.script(machine),
+        }
+    }
+
+    /// What the next order of a kind is answered.
+    fn script(self, machine: &mut Machine) {
+        let physical = &machine.physical;
+        match self {
+            Self::Adopt(busy) => physical.answer_next_adopt(Err(either(busy, Failure::Refused))),
+            // Not Refused, which blocking must not be.
+            Self::SetContext(busy) => physical.answer_next_set_context(Err(either(busy, Failure::Fatal))),
+            // One that never lets a device be quiesced is no host: it takes care of what the device keeps.
+            Self::Detour if machine.setup.ats && machine.detours == DETOURS => {}
+            Self::Detour => {
+                machine.detours += 1;
+                physical.answer_next_set_context(Ok(Applied::Blocked));
+            }
+            Self::Invalidate(failure) => physical.answer_next_invalidate(Err(failure.error())),
+            Self::Fence(failure) => physical.answer_next_fence(Err(failure.error())),
+            Self::FencePending => physical.answer_next_fence(Ok(Completion::Pending)),
+            Self::AtsInvalidate(failure) => physical.answer_next_ats_invalidate(Err(failure.error())),
+            Self::PageResponse(failure) => physical.answer_next_page_response(Err(failure.error())),
+            Self::DmaRuns(runs) if machine.setup.counted => {
+                machine.memory.answer_drain(Some(if runs { Completion::Pending } else { Completion::Done }));
+            }
+            _ => {}
         }
     }
 }

@@ -34,6 +34,7 @@ pub(crate) type Iommu = VIommu<Host, DEVICES, BATCH, CACHE, ITAGS, GROUPS>;
 
 /// What the guest is offered, and how far it has come.
 #[derive(Arbitrary, Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent choices")]
 pub(crate) struct Setup {
     /// Devices of both kinds; or emulated ones only, with all that can be offered then.
     pub(crate) nested: bool,
@@ -195,7 +196,7 @@ impl Machine {
 
     /// With the directory off and nothing under way, no device translates.
     fn check_off(&self) {
-        let off = self.read(reg::DDTP) & 0x1f == 0;
+        let off = self.read(reg::DDTP).trailing_zeros() > 4;
         if off && self.iommu.progress() == Progress::Idle && self.iommu.health() == Health::Good {
             for (id, device) in PASSTHROUGH {
                 assert!(!self.is_open(device), "blocked: {id:?} translates, and ddtp is Off and not busy");

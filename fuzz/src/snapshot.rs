@@ -41,7 +41,9 @@ fn restore(machine: &mut Machine, image: Image) {
     match image {
         Image::Changed(changes) => {
             let length = bytes.len();
-            changes.iter().for_each(|(at, change)| bytes[usize::from(*at) % length] ^= change);
+            for (at, change) in changes {
+                bytes[usize::from(at) % length] ^= change;
+            }
         }
         Image::Cut(length) => bytes.truncate(length.into()),
         Image::Bytes(own) => bytes = own,
