@@ -156,6 +156,25 @@ impl Hardware {
         Physical::new(self.clone(), gscid)
     }
 
+    /// A VM is gone, and its GSCID may be another's from now on. Caches stay as they are.
+    ///
+    /// # Panics
+    /// If the VM still has a device.
+    pub fn retire(&self, gscid: Gscid) {
+        let mut machine = self.machine();
+        let owned = machine.owners.values().any(|owner| *owner == gscid);
+        assert!(!owned, "GSCID {} still has a device", gscid.get());
+        machine.memories.remove(&gscid.get());
+    }
+
+    /// The GSCID whose second stage an access of this device meets now, whatever its context in memory is; `None` where
+    /// it meets none, or the empty one. It is as if the device had made the access: hardware keeps what it reads.
+    #[must_use]
+    pub fn meets(&self, device: PhysicalDevice) -> Option<Gscid> {
+        let met = self.machine().slot(device).fetch().ok()?;
+        met.context.is_open().then(|| Gscid::truncate(met.gscid))
+    }
+
     /// What [`adopt`](crate::PhysicalIommu::adopt) answers for this device.
     pub fn set_capabilities_of(&self, device: PhysicalDevice, capabilities: HostCapabilities) {
         self.machine().overrides.insert(device, capabilities);
