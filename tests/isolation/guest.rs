@@ -27,7 +27,7 @@ pub(crate) const EMULATED_IDS: [u32; 2] = [12, 13];
 /// What devices access.
 pub(crate) const IOVA: u64 = 0x4000_0000;
 pub(crate) const IOVA_PAGES: u64 = 8;
-pub(crate) const PROCESSES_THERE: u64 = 4;
+pub(crate) const PROCESSES_THERE: u64 = 2;
 
 /// Small, and the same everywhere (splitmix64).
 #[derive(Clone, Debug)]
@@ -196,7 +196,7 @@ impl Guest {
             2 => [1, 8 << 60 | 2 << 44 | self.any_page() >> 12, pscid, self.stage()],
             3 => [1 | ats | 0b1000, 0, pscid, self.stage()],
             4 | 5 => [1 | ats, 0, 0, 0],
-            6..9 => [1 | ats | 1 << 5 | self.random.below(2) << 9, 0, 0, 1 << 60 | self.mostly(PROCESSES) >> 12],
+            6..11 => [1 | ats | 1 << 5 | self.random.below(2) << 9, 0, 0, 1 << 60 | self.mostly(PROCESSES) >> 12],
             _ => [1 | ats | sade, 0, pscid, self.stage()],
         };
         let entry = self.page(DIRECTORY) + u64::from(id) * 32;

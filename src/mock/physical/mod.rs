@@ -305,6 +305,7 @@ impl PhysicalIommu for Physical {
         let mut vm = self.vm();
         let mut machine = self.hardware.machine();
         vm.contract.release(device, machine.function(device).empty);
+        machine.slot(device).wipe();
         machine.owners.remove(&device);
         // What is left of its page requests the host drains.
         machine.function(device).void_requests();

@@ -1,5 +1,6 @@
 //! One entry of the physical device directory, and what hardware may make of it while it is being rewritten.
 
+use std::mem;
 use std::vec;
 use std::vec::Vec;
 
@@ -86,6 +87,13 @@ impl Slot {
         self.cached = None;
         self.processes = PdtCache::default();
         self.versions = vec![self.dwords];
+    }
+
+    /// The device is blocked, and the host leaves nothing of what the VM's context had in its other fields.
+    pub(super) fn wipe(&mut self) {
+        self.dwords = context::BLOCKED;
+        self.versions = if self.settled() { Vec::new() } else { mem::take(&mut self.versions) };
+        self.versions.push(self.dwords);
     }
 
     /// Whether nothing was stored since.

@@ -16,7 +16,7 @@ impl World {
         // With a second stage alone it names memory itself, the other's too.
         let named = Gpa::new(page(random.index(2), random.below(PAGES)));
         let process = self.process(device, random);
-        let access = match random.below(8) {
+        let access = match random.below(9) {
             0..3 => self.hardware.dma(handle, process, iova, write).access,
             3 => self.hardware.dma(handle, process, Iova::new(named.get()), write).access,
             4 | 5 => self.hardware.dma_through_atc(handle, process, iova, write).access,
@@ -72,7 +72,7 @@ impl World {
         process: Option<ProcessId>,
         random: &mut Random,
     ) -> &'static str {
-        let group = Prgi::truncate(u32::try_from(random.below(4)).unwrap());
+        let group = Prgi::truncate(u32::try_from(random.below(3)).unwrap());
         let iova = Iova::new(IOVA + random.below(2 * IOVA_PAGES) * 0x1000);
         let request = PageRequest::read(iova, group).with_last(random.percent(60));
         let request = process.map_or(request, |process| request.with_process(process, false));

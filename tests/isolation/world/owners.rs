@@ -13,11 +13,15 @@ impl World {
         if self.hands[device] == Some(who) && self.vms[who].devices[device].is_some() {
             return "has it";
         }
+        let (mut last_use, resets) = (Random::new(random.bits()), random.percent(20));
         if let Some(holder) = self.hands[device] {
+            for _ in 0..6 {
+                let _ = self.device(device, &mut last_use);
+            }
             self.let_go(device, holder);
         }
         let handle = physical(device);
-        if self.dirty[device] || random.percent(20) {
+        if self.dirty[device] || resets {
             self.hardware.reset_function(handle);
             self.dirty[device] = false;
         }

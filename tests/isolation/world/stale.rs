@@ -2,7 +2,7 @@
 
 use riscv_viommu::{
     Cause, FenceOutcome, HostFault, InvalidationCompletion, Iova, Itag, PageRequest, PageRequestOutcome, Prgi,
-    Progress, Request, TransactionType, TranslateError,
+    ProcessId, Progress, Request, TransactionType, TranslateError,
 };
 
 use super::World;
@@ -41,7 +41,10 @@ impl World {
         let _ = iommu.report_fault(handle, &HostFault::new(cause, TransactionType::UntranslatedWrite, iova));
         let outcome = iommu.report_page_request(handle, &request);
         assert_eq!(outcome, PageRequestOutcome::NotAttached, "{at}: {handle:?}");
-        assert_eq!(iommu.page_request_timeout(handle, Prgi::truncate(1), None), None, "{at}: {handle:?}");
+        for process in [None, Some(ProcessId::truncate(0)), Some(ProcessId::truncate(1))] {
+            let timeouts = [0, 1, 2].map(|group| iommu.page_request_timeout(handle, Prgi::truncate(group), process));
+            assert_eq!(timeouts, [None; 3], "{at}: {handle:?}");
+        }
         let translated = iommu.translate(&Request::write(handle, iova));
         assert_eq!(translated, Err(TranslateError::NotAttached), "{at}: {handle:?}");
         assert_eq!(iommu.page_request(handle, &request), Err(TranslateError::NotAttached), "{at}: {handle:?}");
