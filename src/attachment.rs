@@ -4,6 +4,9 @@ use crate::id::DeviceId;
 
 /// Proof of one attachment. What the host delivers for a device presents it, so that nothing meant for an earlier
 /// owner of the same id arrives.
+///
+/// It is a number of the vIOMMU that gave it, and may equal one of another vIOMMU, or of an earlier one for the same VM:
+/// to which vIOMMU an event goes is for the host to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Attachment {
     device: DeviceId,
