@@ -129,6 +129,8 @@ pub(crate) enum Action {
     Push(Command),
     Ring(Command),
     Doorbell,
+    /// The same one many times, and one doorbell.
+    Repeat(Command, u8),
     Context(u8, Meaning, u16),
     /// Takes the context of a device away, tells of it, and waits.
     TakeAway(u8),
@@ -161,6 +163,11 @@ impl Action {
                 doorbell(machine);
             }
             Self::Doorbell => doorbell(machine),
+            Self::Repeat(command, times) => {
+                let commands = std::iter::repeat_n(command.encode(), times.into());
+                machine.guest.commands.push_all(commands);
+                doorbell(machine);
+            }
             Self::Context(device, meaning, bits) => machine.guest.set_context(device, meaning, u64::from(bits) & 0x7fe),
             Self::TakeAway(device) => take_away(machine, device),
             Self::Pending(pending) => machine.physical.set_pending(pending),

@@ -78,7 +78,7 @@ impl Input {
 
 /// Variants of the actions of each target.
 const MMIO: u64 = 11;
-const COMMANDS: u64 = 14;
+const COMMANDS: u64 = 15;
 const TABLES: u64 = 9;
 const HOST_EVENTS: u64 = 33;
 const STEPS: u64 = 2;
@@ -110,6 +110,13 @@ fn commands(trace: &Trace) -> Vec<u8> {
     }
     let input = Input::of(&Setup { extended: false, ..Setup::usual(true) });
     seen.into_iter().take(crate::ACTIONS).fold(input, Input::ring).0
+}
+
+/// A queue that is full of invalidations of everything.
+fn full_queue() -> Vec<u8> {
+    let setup = Setup { budget: 0, ..Setup::usual(true) };
+    let repeat = Input::of(&setup).variant(4, COMMANDS).variant(8, 9).u64(1).u64(0);
+    [repeat.0, vec![250]].concat()
 }
 
 /// Every kind of action once, with anything in it, and noise.
@@ -151,7 +158,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     let recorded = |seed: fn(&Trace) -> Vec<u8>| traces.iter().map(seed);
     match target {
         "mmio" => recorded(accesses).chain(made_up(MMIO)).collect(),
-        "commands" => recorded(commands).chain(made_up(COMMANDS)).collect(),
+        "commands" => recorded(commands).chain([full_queue()]).chain(made_up(COMMANDS)).collect(),
         "tables" => made_up(TABLES),
         "host_events" => made_up(HOST_EVENTS),
         "snapshot" => [images(), made_up(STEPS)].concat(),
