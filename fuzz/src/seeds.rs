@@ -131,6 +131,16 @@ fn made_up(actions: u64) -> Vec<Vec<u8>> {
     seeds
 }
 
+/// An image with one register changed beyond what it can be, for each of the first.
+fn spoilt() -> impl Iterator<Item = Vec<u8>> {
+    // The register page begins at byte 80.
+    (80_u16..80 + 104).step_by(4).map(|register| {
+        let changed = Input::of(&Setup::usual(true)).variant(1, STEPS).variant(0, 3).bool(true);
+        let [low, high] = (register + 3).to_le_bytes();
+        [changed.0, vec![low, high, 0x40, 0]].concat()
+    })
+}
+
 /// An image that comes back as it was, after a little and after a lot; and the bytes of one.
 fn images() -> Vec<Vec<u8>> {
     let unchanged = |input: Input| input.variant(1, STEPS).variant(0, 3).bool(false);
@@ -161,7 +171,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "commands" => recorded(commands).chain([full_queue()]).chain(made_up(COMMANDS)).collect(),
         "tables" => made_up(TABLES),
         "host_events" => made_up(HOST_EVENTS),
-        "snapshot" => [images(), made_up(STEPS)].concat(),
+        "snapshot" => images().into_iter().chain(spoilt()).chain(made_up(STEPS)).collect(),
         _ => Vec::new(),
     }
 }

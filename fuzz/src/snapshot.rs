@@ -56,6 +56,7 @@ fn restore(machine: &mut Machine, image: Image) {
 
 /// What an image made is what a vIOMMU can be: its own image is taken, and goes round.
 fn accepted(machine: &mut Machine) {
+    machine.look(true);
     let own = save(machine);
     let mut twin = Machine::started(machine.setup);
     let taken = twin.call(|iommu| iommu.restore(&own));
