@@ -114,12 +114,11 @@ impl World {
         // Numbers begin anew: what was for the old vIOMMU goes with it.
         self.late[who].clear();
         self.check(Some(who));
-        let free = |&device: &usize| self.hands[device].is_none() && !self.dirty[device];
-        if let Some(device) = (0..DEVICES).find(free) {
-            let _ = self.attach(device, who, random);
-            self.settle(who);
-            self.probe(device, who, random);
-        }
+        let device = random.index(DEVICES);
+        self.make_free(device, random);
+        self.attach(device, who, random);
+        self.settle(who);
+        self.probe(device, who, random);
         "reborn"
     }
 }

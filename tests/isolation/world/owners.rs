@@ -13,6 +13,23 @@ impl World {
         if self.hands[device] == Some(who) && self.vms[who].devices[device].is_some() {
             return "has it";
         }
+        self.make_free(device, random);
+        let clean = random.percent(60);
+        if clean {
+            // What the guest itself left stale is gone.
+            let _ = self.vms[who].iommu.invalidate_gpa(Gpa::new(0)..=Gpa::new(u64::MAX));
+            self.settle(who);
+        }
+        self.attach(device, who, random);
+        if clean {
+            self.settle(who);
+            self.probe(device, who, random);
+        }
+        "give"
+    }
+
+    /// The device is nobody's, and keeps nothing of whoever had it and used it to the last.
+    pub(super) fn make_free(&mut self, device: usize, random: &mut Random) {
         let (mut last_use, resets) = (Random::new(random.bits()), random.percent(20));
         if let Some(holder) = self.hands[device] {
             for _ in 0..6 {
@@ -26,25 +43,10 @@ impl World {
             self.dirty[device] = false;
         }
         assert_eq!(self.hardware.kept(handle), [], "{}: device {device} remembers its last owner", self.at());
-        let clean = random.percent(60);
-        if clean {
-            // What the guest itself left stale is gone.
-            let _ = self.vms[who].iommu.invalidate_gpa(Gpa::new(0)..=Gpa::new(u64::MAX));
-            self.settle(who);
-        }
-        let had = self.last[device].is_some_and(|last| last != (who, self.lives[who]));
-        if self.attach(device, who, random) && had {
-            self.figures.handed_over += 1;
-        }
-        if clean {
-            self.settle(who);
-            self.probe(device, who, random);
-        }
-        "give"
     }
 
     /// The host takes a device from a VM, and waits.
-    pub(super) fn let_go(&mut self, device: usize, holder: Who) {
+    fn let_go(&mut self, device: usize, holder: Who) {
         if let Some(handle) = self.vms[holder].devices[device].take() {
             let _ = self.vms[holder].iommu.detach(handle.device()).unwrap();
         }
@@ -52,7 +54,7 @@ impl World {
         assert_eq!(self.hands[device], None, "{}: VM {holder} does not let go", self.at());
     }
 
-    pub(super) fn attach(&mut self, device: usize, who: Who, random: &mut Random) -> bool {
+    pub(super) fn attach(&mut self, device: usize, who: Who, random: &mut Random) {
         let id = DeviceId::truncate(random.pick(&IDS));
         let ats = random.pick(&[Ats::Off, Ats::Translations, Ats::PageRequests, Ats::PageRequests]);
         self.hands[device] = Some(who);
@@ -60,9 +62,9 @@ impl World {
             Ok(attached) => {
                 self.vms[who].devices[device] = Some(attached.attachment);
                 self.handles[who].push(attached.attachment);
-                self.last[device] = Some((who, self.lives[who]));
+                let last = self.last[device].replace((who, self.lives[who]));
+                self.figures.handed_over += u64::from(last.is_some_and(|last| last != (who, self.lives[who])));
                 self.check(Some(who));
-                true
             }
             Err(error) => {
                 self.check(Some(who));
@@ -70,7 +72,6 @@ impl World {
                 if error == AttachError::NeedsReset {
                     self.reset(who);
                 }
-                false
             }
         }
     }
