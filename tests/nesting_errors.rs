@@ -442,6 +442,17 @@ mod invalidations {
         assert_eq!((rig.context(0).as_str(), rig.iommu.health()), ("A/1", Health::Good));
     }
 
+    // What comes after a refusal for good has no device to reach, and waits for nothing (VC-40).
+    #[test]
+    fn a_command_whose_room_in_the_batch_was_refused_does_not_wait() {
+        let mut rig = Rig::<16, 3>::sized().translating();
+        (0..2).for_each(|_| rig.physical.answer_next_invalidate(Err(REFUSED)));
+        let spaces = (1..5).map(|number| Iotinval::ALL.pscid(pscid(number)).vma());
+        assert_eq!(rig.ring(spaces), Progress::Idle, "VC-40");
+        assert_eq!(rig.iommu.health(), Health::Degraded);
+        assert!(rig.fence());
+    }
+
     // "Done when the progress is Idle" (VIommu::detach); teardown skips no invalidation (T19).
     #[test]
     fn a_device_can_be_detached_after_the_host_refused_to_invalidate() {

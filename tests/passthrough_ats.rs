@@ -581,6 +581,43 @@ mod leaving {
         assert_eq!(rig.orders(), LEAVES, "SWG-21: the host resets the function first");
     }
 
+    // What a device keeps is host addresses there, and nothing translates them again (VC-75, SWG-18).
+    #[test]
+    fn without_t2gpa_it_has_ats_again_only_after_its_reset_where_it_may_have_kept_memory_that_was_taken() {
+        let trusted = policy().with_trusted_translations(true);
+        let taken = |rig: &mut Rig| rig.iommu.invalidate_gpa(Gpa::new(0x9000_0000)..=Gpa::new(0x9000_0fff));
+        let says = |rig: &mut Rig, bits| {
+            rig.directory.set(id(0), &context(rig, bits));
+            let _ = rig.ring([inval_ddt(Some(id(0))), FENCE.encode()]);
+            rig.context(0)
+        };
+        let start = || {
+            let mut rig: Rig = Rig::on(host(true, false), &config());
+            rig.directory.set(id(0), &context(&rig, EN_ATS));
+            let _ = rig.enter();
+            let _ = rig.attach_with(0, trusted);
+            assert_eq!(rig.context(0), "A/1+ats");
+            rig
+        };
+        // It was off when memory was taken, and could not be told.
+        let mut rig = start();
+        assert_eq!(says(&mut rig, 0), "A/1");
+        assert_eq!(taken(&mut rig), Progress::Idle);
+        assert_eq!(says(&mut rig, EN_ATS), "A/1", "VC-75, T31");
+        rig.physical.hardware().reset_function(rig.device(0));
+        let _ = rig.iommu.device_reset(id(0));
+        assert_eq!(rig.context(0), "A/1+ats", "VC-74");
+        // It was told, and did not answer.
+        let mut rig = start();
+        rig.physical.hardware().set_unresponsive(rig.device(0), true);
+        assert_eq!(taken(&mut rig), Progress::Idle);
+        assert_eq!(rig.context(0), "A/1", "VC-75, T31");
+        // It was told, and did.
+        let mut rig = start();
+        assert_eq!(taken(&mut rig), Progress::Idle);
+        assert_eq!(rig.context(0), "A/1+ats", "VC-75");
+    }
+
     #[test]
     fn a_device_that_does_not_answer_goes_on_and_the_guest_hears_nothing() {
         let mut rig = rig(2);

@@ -36,7 +36,7 @@ impl FaultRecord {
     }
 }
 
-/// Bits 63:0 of a fault record. `cause` and `ttyp` are the codes of [`Cause`](crate::Cause) and
+/// Bits 63:0 of a fault record. `cause` and `ttyp` are the codes of [`Cause`] and
 /// [`TransactionType`].
 #[bitfield(u64)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -136,6 +136,16 @@ fn every_reserved_bit_is_illegal() {
     ];
     for (rule, low, reserved) in cases {
         assert!(decode_by(&wide, low, 0).is_ok(), "{low:#x}");
+        // Two at once do not make up for each other.
+        let mask = u128::from(reserved[0]) | u128::from(reserved[1]) << 64;
+        let bits = (0..128).map(|n| 1_u128 << n).filter(|bit| mask & bit != 0);
+        for (one, other) in bits.clone().flat_map(|one| bits.clone().map(move |other| (one, other))) {
+            let words = u128::from(low) ^ (one | other);
+            let (low, high) =
+                (u64::try_from(words & u128::from(u64::MAX)).unwrap(), u64::try_from(words >> 64).unwrap());
+            let broken = rule_by(&wide, low, high);
+            assert!(broken.is_some_and(|broken| rule.contains(broken)), "{rule}: {low:#x} {high:#x} {broken:?}");
+        }
         for bit in 10..128 {
             let [mut words, mask] = [[low, 0], reserved];
             let (word, bit) = (usize::from(bit >= 64), 1_u64 << (bit % 64));
