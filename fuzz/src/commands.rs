@@ -6,7 +6,7 @@ use riscv_viommu::{
     AtsRequest, DeviceId, DeviceMessage, Gpa, Gscid, Health, InvalidationCompletion, ProcessId, Pscid, Request, Width,
 };
 
-use crate::guest::{Meaning, PROCESS, PSCID, Place, Value};
+use crate::guest::{COMMANDS_LOG2, Meaning, PROCESS, PSCID, Place, Value};
 use crate::machine::{EMULATED, Iommu, Machine, PASSTHROUGH};
 use crate::mmio;
 
@@ -224,6 +224,12 @@ fn take_away(machine: &mut Machine, device: u8) {
     let own = (machine.guest.cqb, machine.guest.directory.ddtp());
     let is = |machine: &Machine, offset: u64| machine.iommu.read(offset, Width::U64);
     if machine.raced || !runs(machine) || own != (is(machine, reg::CQB), is(machine, reg::DDTP)) {
+        return;
+    }
+    // Nor were the two written over commands that may have been fetched, or past the head, where they are in no queue.
+    let behind_head = |index: u64| index.wrapping_sub(machine.read(reg::CQH)) % (1 << COMMANDS_LOG2);
+    let first = behind_head(tail.wrapping_sub(2));
+    if first < behind_head(machine.read(reg::CQT)) || first + 2 >= 1 << COMMANDS_LOG2 {
         return;
     }
     let _ = machine.call(|iommu| iommu.write(reg::CQT, Width::U32, tail));

@@ -17,6 +17,8 @@ pub(crate) const IOVA: u64 = 0x4020_0000;
 pub(crate) const BUFFER: u64 = RAM + 0x3f000;
 pub(crate) const PSCID: Pscid = Pscid::truncate(5);
 pub(crate) const PROCESS: ProcessId = ProcessId::truncate(3);
+/// Entries of the command queue.
+pub(crate) const COMMANDS_LOG2: u8 = 8;
 const GSCID: Gscid = Gscid::truncate(7);
 /// A page of a VM of the guest's own that is an interrupt file, and one that is an interrupt file in memory.
 const FILES: u64 = 0x2800_0000;
@@ -124,7 +126,7 @@ impl Guest {
         let second = PageTable::second_stage(memory, SecondStageMode::Sv39x4);
         let processes = ProcessDirectory::new(memory, 1);
         let messages = memory.allocate(1);
-        let mut commands = CommandRing::new(memory, 8, memory.allocate(1));
+        let mut commands = CommandRing::new(memory, COMMANDS_LOG2, memory.allocate(1));
         let faults = FaultRing::new(memory, 3, memory.allocate(1));
         let requests = PageRequestRing::new(memory, 3, memory.allocate(1));
         first.map(IOVA, BUFFER, 0, pte::RW | pte::X);
