@@ -243,7 +243,7 @@ impl Config {
         if !(32..=56).contains(&offer.pas()) {
             return Err(ConfigError::Pas(offer.pas()));
         }
-        if (offer.sv57() && !offer.sv48()) || (offer.sv48() && !offer.sv39()) {
+        if !offer.has_ordered_modes() {
             return Err(ConfigError::ModeOrder);
         }
         self.check_emulated_only()?;

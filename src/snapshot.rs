@@ -308,9 +308,8 @@ impl Head {
 
 /// Whether some configuration promises these together (rules REG-CAP-40, REG-CAP-47).
 const fn is_consistent(promised: Capabilities) -> bool {
-    let modes = (!promised.sv57() || promised.sv48()) && (!promised.sv48() || promised.sv39());
     let mrif = (!promised.msi_mrif() || promised.msi_flat()) && promised.amo_mrif() == promised.msi_mrif();
-    modes && mrif && (!promised.t2gpa() || promised.ats())
+    promised.has_ordered_modes() && mrif && (!promised.t2gpa() || promised.ats())
 }
 
 /// The fence that waits at the head of the queue.

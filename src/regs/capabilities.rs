@@ -75,6 +75,11 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
+    /// Whether Sv57 comes with Sv48 and Sv48 with Sv39, as the privileged architecture has them (rule REG-CAP-40).
+    pub(crate) const fn has_ordered_modes(self) -> bool {
+        (!self.sv57() || self.sv48()) && (!self.sv48() || self.sv39())
+    }
+
     /// Width in bits of guest-physical addresses (MGPAW): set by the widest second stage, without one by `PAS`.
     #[must_use]
     pub const fn guest_physical_width(self) -> u8 {
