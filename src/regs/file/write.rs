@@ -125,7 +125,7 @@ impl Registers {
     fn write_fqb(&mut self, new: QueueBase) {
         if !self.fqcsr.fqon() && !self.fqcsr.busy() {
             self.fqb = self.queue_base(new);
-            // UNSPECIFIED: as above.
+            // UNSPECIFIED: the fault queue's index becomes 0, too (rule REG-QB-08).
             self.fqh = 0;
             self.changed.insert(Register::Fqh);
         }
@@ -134,7 +134,7 @@ impl Registers {
     fn write_pqb(&mut self, new: QueueBase) {
         if !self.pqcsr.pqon() && !self.pqcsr.busy() {
             self.pqb = self.queue_base(new);
-            // UNSPECIFIED: as above.
+            // UNSPECIFIED: the page-request queue's index becomes 0, too (rule REG-QB-08).
             self.pqh = 0;
             self.changed.insert(Register::Pqh);
         }
