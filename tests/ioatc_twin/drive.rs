@@ -10,7 +10,7 @@ use riscv_viommu::{
 };
 
 use crate::guest::{COMMANDS, Context, DATA, FAULTS, FILES, First, Guest};
-use crate::ram::Random;
+use crate::random::Random;
 
 /// A vIOMMU that remembers so many entries of each kind.
 pub(crate) struct Iommu<M: GuestMemory, const CACHE: usize> {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use riscv_viommu::Gscid;
 use riscv_viommu::mock::tables::pte;
 
-use crate::ram::{BASE, Ram, Random};
+use crate::ram::{BASE, Ram};
+use crate::random::Random;
 
 /// Queues, one page each.
 pub(crate) const COMMANDS: u64 = BASE;

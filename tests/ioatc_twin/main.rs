@@ -26,11 +26,15 @@ mod drive;
 mod guest;
 mod ram;
 
+#[path = "../random/mod.rs"]
+mod random;
+
 use std::time::Instant;
 
 use drive::{Answer, Ask, Iommu};
 use guest::Guest;
-use ram::{Lens, Ram, Random};
+use ram::{Lens, Ram};
+use random::Random;
 
 /// The entries on the way to a device context.
 const CONTEXT_LOADS: u64 = 3;

@@ -1,5 +1,6 @@
 //! A guest that means harm: it names whatever is its neighbour's wherever something can be named.
 
+use crate::random::Random;
 use riscv_viommu::mock::guest::{AtsCommand, Iofence, Iotinval, inval_ddt, inval_pdt, register};
 use riscv_viommu::{DeviceId, Gpa, Gscid, Iova, ProcessId, Pscid, Width};
 
@@ -28,40 +29,6 @@ pub(crate) const EMULATED_IDS: [u32; 2] = [12, 13];
 pub(crate) const IOVA: u64 = 0x4000_0000;
 pub(crate) const IOVA_PAGES: u64 = 8;
 pub(crate) const PROCESSES_THERE: u64 = 2;
-
-/// Small, and the same everywhere (splitmix64).
-#[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub(crate) fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    }
-
-    /// A number less than `end`.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.bits() % end
-    }
-
-    pub(crate) fn index(&mut self, end: usize) -> usize {
-        usize::try_from(self.below(u64::try_from(end).unwrap())).unwrap()
-    }
-
-    pub(crate) fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-
-    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.index(from.len())]
-    }
-}
 
 /// What a guest does.
 #[derive(Clone, Copy, Debug)]

@@ -35,10 +35,13 @@ mod host;
 mod vm;
 mod world;
 
+#[path = "../random/mod.rs"]
+mod random;
+
 use std::time::Instant;
 
 use figures::Figures;
-use guest::Random;
+use random::Random;
 use world::World;
 
 /// Says which history it was, whoever found something.

@@ -8,8 +8,9 @@ use riscv_viommu::{
     Progress, Ticket, VIommu, Width,
 };
 
-use crate::guest::{Act, Guest, Random};
+use crate::guest::{Act, Guest};
 use crate::host::{HostMemory, Ram, Who};
+use crate::random::Random;
 
 pub(crate) type Iommu = VIommu<Parts<Ram, Wires, Physical>, 3, 3, 8, 2, 3>;
 

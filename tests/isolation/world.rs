@@ -9,8 +9,8 @@ use riscv_viommu::mock::{Hardware, Order, PhysicalDevice, Strategy};
 use riscv_viommu::{Attachment, Gscid, Health, HostFault, Invalidation, Prgi, ProcessId, Ticket};
 
 use crate::figures::Figures;
-use crate::guest::Random;
 use crate::host::{HostMemory, Who, owner};
+use crate::random::Random;
 use crate::vm::{DEVICES, Vm, physical};
 
 pub(crate) struct World {

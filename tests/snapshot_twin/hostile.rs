@@ -6,8 +6,9 @@ use riscv_viommu::mock::guest::register;
 use riscv_viommu::{Config, Health};
 
 use crate::begin;
-use crate::guest::{Guest, Random};
+use crate::guest::Guest;
 use crate::iommu::{Action, Iommu};
+use crate::random::Random;
 
 /// A guest whose image is worth changing.
 struct Victim {

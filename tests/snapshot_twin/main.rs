@@ -23,11 +23,15 @@ mod host;
 mod hostile;
 mod iommu;
 
+#[path = "../random/mod.rs"]
+mod random;
+
 use std::time::Instant;
 
-use guest::{Guest, Random};
+use guest::Guest;
 use host::Order;
 use iommu::{Action, Iommu};
+use random::Random;
 use riscv_viommu::mock::guest::register;
 use riscv_viommu::{Capabilities, Config, Progress};
 

@@ -4,8 +4,9 @@ use riscv_viommu::mock::Access;
 use riscv_viommu::{Context, Gpa, Iova, PageRequest, PageRequestOutcome, Prgi, ProcessId, Request, ResponseCode};
 
 use super::World;
-use crate::guest::{IOVA, IOVA_PAGES, PROCESSES_THERE, Random};
+use crate::guest::{IOVA, IOVA_PAGES, PROCESSES_THERE};
 use crate::host::{PAGES, Who, owner, page};
+use crate::random::Random;
 use crate::vm::{DEVICES, MODELS, physical};
 
 impl World {

@@ -3,8 +3,8 @@
 use riscv_viommu::{Applied, Gpa, Gscid, Health, OrderError};
 
 use super::World;
-use crate::guest::Random;
 use crate::host::{Who, page};
+use crate::random::Random;
 use crate::vm::{DEVICES, Iommu, MODELS, Vm};
 
 impl World {

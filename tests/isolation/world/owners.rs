@@ -3,8 +3,9 @@
 use riscv_viommu::{Ats, AttachError, Context, DeviceId, DevicePolicy, Gpa, Health, Iova};
 
 use super::World;
-use crate::guest::{EMULATED_IDS, IDS, IOVA, IOVA_PAGES, Random};
+use crate::guest::{EMULATED_IDS, IDS, IOVA, IOVA_PAGES};
 use crate::host::Who;
+use crate::random::Random;
 use crate::vm::{MODELS, physical};
 
 impl World {

@@ -6,8 +6,9 @@ use riscv_viommu::{
 };
 
 use super::World;
-use crate::guest::{IOVA, Random};
+use crate::guest::IOVA;
 use crate::host::Who;
+use crate::random::Random;
 
 impl World {
     /// Something presents what is not the VM's, or not any more: nobody sees anything of it.
