@@ -571,6 +571,37 @@ mod leaving {
     }
 
     #[test]
+    fn an_image_says_whether_it_may_keep_something() {
+        for (bits, first) in [(0, &[][..]), (EN_ATS, &EMPTIES)] {
+            let mut rig = rig(1);
+            rig.directory.set(id(0), &context(&rig, bits));
+            let _ = rig.iommu.reset();
+            let _ = rig.enter();
+            let mut image = [0; 4096];
+            let length = rig.iommu.snapshot(&mut image).unwrap();
+            let mut other: Rig = Rig::on(host(true, true), &config());
+            let _ = other.attach_with(0, policy());
+            assert_eq!(other.iommu.restore(&image[..length]), Ok(Progress::Idle));
+            let _ = other.orders();
+            let _ = other.iommu.detach(id(0));
+            assert_eq!(other.orders(), both(first, &LEAVES), "SWG-21: the device came along");
+        }
+    }
+
+    #[test]
+    fn while_all_are_blocked_until_the_reset_it_is_not_opened_for_the_sake_of_its_cache() {
+        let mut rig = rig(2);
+        for _ in 0..2 {
+            rig.physical.answer_next_invalidate(Err(OrderError::Refused { done: 0 }));
+        }
+        let _ = rig.ring([Iotinval::ALL.vma(), FENCE.encode()]);
+        let _ = rig.orders();
+        let _ = rig.iommu.detach(id(0));
+        assert_eq!(rig.orders(), LEAVES, "SWG-21, T21");
+        assert_eq!(rig.context(1), "Blocked", "T21");
+    }
+
+    #[test]
     fn without_t2gpa_it_is_blocked_at_once() {
         let mut rig: Rig = Rig::on(host(true, false), &config());
         rig.directory.set(id(0), &context(&rig, EN_ATS));
