@@ -53,3 +53,28 @@ impl Context {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Ppn;
+    use crate::ddt::Checked;
+    use crate::ddt::check::SecondStageContext;
+    use crate::ddt::entry::Ta;
+    use crate::id::{Gscid, Pscid, SecondStageMode};
+
+    // No configuration with passthrough devices offers these, so that no directory leads to them.
+    #[test]
+    fn what_hardware_can_not_nest_is_blocked() {
+        let stage = |mode| Iosatp { mode, root: Ppn::truncate(1), pscid: Pscid::truncate(1) };
+        let with = |mode, second_stage| {
+            let first_stage = FirstStageContext::Iosatp(Some(stage(mode)));
+            Reading::Context(Checked { tc: Tc::new(), ta: Ta::new(), first_stage, second_stage, msi: None })
+        };
+        let second =
+            SecondStageContext { mode: SecondStageMode::Sv39x4, root: Ppn::truncate(2), gscid: Gscid::truncate(0) };
+        assert!(with(FirstStageMode::Sv39, None).context(Ats::Off).is_open(), "MRG-06");
+        assert_eq!(with(FirstStageMode::Sv39, Some(second)).context(Ats::Off), Context::Blocked, "MRG-08");
+        assert_eq!(with(FirstStageMode::Sv32, None).context(Ats::Off), Context::Blocked, "MRG-06");
+    }
+}
