@@ -397,6 +397,37 @@ mod timeouts {
     }
 
     #[test]
+    fn in_a_row_are_in_an_image_unless_the_device_is_taken_to_answer_now() {
+        // The bytes of device 0: ATS invalidations it did not answer, those no fence has followed, what it may keep.
+        let saved = |rig: &mut Rig| {
+            let mut image = [0; 4096];
+            let length = rig.iommu.snapshot(&mut image).unwrap();
+            image[1112..length].chunks(8).find(|device| device[0] == 8).map(|device| (device[4], device[5], device[6]))
+        };
+        let mut rig = rig(2);
+        for _ in 0..2 {
+            unanswered(&mut rig, 0);
+            let _ = clear_timeout(&mut rig);
+        }
+        let _ = rig.ring([function(0).inval(page(1))]);
+        assert_eq!(saved(&mut rig), Some((2, 1, 1)), "VC-74: no fence, no answer");
+        rig.physical.set_pending(true);
+        let _ = rig.ring([function(1).inval(page(1)), FENCE.encode()]);
+        let _ = rig.complete_these();
+        assert_eq!(saved(&mut rig), Some((0, 0, 1)), "VC-74: it answered");
+        let mut rig = self::rig(2);
+        unanswered(&mut rig, 0);
+        let _ = clear_timeout(&mut rig);
+        rig.physical.set_pending(true);
+        let _ = rig.ring([function(1).inval(page(1)), FENCE.encode()]);
+        assert_eq!(saved(&mut rig), Some((1, 0, 1)), "VC-74: another device's");
+        let _ = rig.complete();
+        rig.physical.set_pending(true);
+        let _ = rig.ring([function(0).inval(page(1)), FENCE.encode()]);
+        assert_eq!(saved(&mut rig), Some((0, 0, 1)), "VC-74: its own");
+    }
+
+    #[test]
     fn while_cqen_is_0_leave_the_queue_busy_until_they_come() {
         let mut rig = rig(1);
         rig.physical.set_pending(true);
