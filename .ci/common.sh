@@ -38,3 +38,11 @@ debian_install() {
     quiet "apt-install-$1" env DEBIAN_FRONTEND=noninteractive \
         apt-get install --yes --no-install-recommends "$@"
 }
+
+# nightly: prints the toolchain libFuzzer needs.
+nightly() {
+    local toolchain=${FUZZ_TOOLCHAIN:-nightly}
+    rustup run "$toolchain" cargo --version >/dev/null 2>&1 ||
+        die "libFuzzer needs a nightly compiler, by rustup: rustup toolchain install $toolchain --profile minimal"
+    echo "$toolchain"
+}

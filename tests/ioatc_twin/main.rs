@@ -34,7 +34,7 @@ use std::time::Instant;
 use drive::{Answer, Ask, Iommu};
 use guest::Guest;
 use ram::{Lens, Ram};
-use random::Random;
+use random::{Random, setting};
 
 /// The entries on the way to a device context.
 const CONTEXT_LOADS: u64 = 3;
@@ -119,10 +119,6 @@ fn run(what: &str, seed: u64, guests: &[fn(u64, u64) -> Figures], operations: u6
         all.add(&guest(seed, operations.div_ceil(u64::try_from(guests.len()).unwrap())));
     }
     all.print(what, seed, begin);
-}
-
-fn setting(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(otherwise)
 }
 
 fn populate(guest: &mut Guest) {

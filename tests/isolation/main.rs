@@ -41,7 +41,7 @@ mod random;
 use std::time::Instant;
 
 use figures::Figures;
-use random::Random;
+use random::{Random, setting};
 use world::World;
 
 /// Says which history it was, whoever found something.
@@ -71,8 +71,6 @@ fn history(seed: u64, rival: u64, traced: bool) -> (Figures, Vec<u64>, u64) {
 
 /// First seed and number of histories.
 fn range(first: u64, histories: u64) -> std::ops::Range<u64> {
-    let setting =
-        |name: &str, otherwise| std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(otherwise);
     let first = setting("ISOLATION_SEED", first);
     first..first + setting("ISOLATION_HISTORIES", histories)
 }

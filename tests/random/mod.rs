@@ -2,6 +2,13 @@
 
 #![allow(dead_code, reason = "each test uses its part of it")]
 
+/// A number from the environment: a seed, or how much there is of something.
+#[expect(clippy::panic, reason = "somebody mistyped it")]
+pub(crate) fn setting(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name)
+        .map_or(otherwise, |value| value.parse().unwrap_or_else(|_| panic!("{name} is to be a number, not '{value}'")))
+}
+
 /// splitmix64.
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);

@@ -31,7 +31,7 @@ use std::time::Instant;
 use guest::Guest;
 use host::Order;
 use iommu::{Action, Iommu};
-use random::Random;
+use random::{Random, setting};
 use riscv_viommu::mock::guest::register;
 use riscv_viommu::{Capabilities, Config, Progress};
 
@@ -216,8 +216,6 @@ fn note(image: &[u8], left: bool, held: bool, figures: &mut Figures) {
 }
 
 fn run(first: u64, histories: u64) -> Figures {
-    let setting =
-        |name: &str, otherwise| std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(otherwise);
     let (first, histories) = (setting("TWIN_SEED", first), setting("TWIN_HISTORIES", histories));
     let (begin, mut figures) = (Instant::now(), Figures::default());
     for seed in first..first + histories {
