@@ -40,7 +40,7 @@ fn of_process() -> u64 {
 
 impl<const CACHE: usize> Guest<CACHE> {
     /// Asks for the translation of an address of the device; `tr_response`.
-    fn ask(&mut self, iova: u64, ctl: u64) -> u64 {
+    fn debug(&mut self, iova: u64, ctl: u64) -> u64 {
         let ctl = ctl | u64::from(DEVICE) << 40;
         self.rig.write8(TR_REQ_IOVA, iova);
         self.rig.write8(TR_REQ_CTL, ctl | GO);
@@ -60,8 +60,8 @@ fn page(at: u64) -> u64 {
 fn a_request_is_an_untranslated_one_of_the_kind_it_names() {
     let mut guest = Guest::new();
     for (ctl, ttyp, cause) in [(NW | EXE, 1, 12), (NW, 2, 13), (0, 3, 15), (EXE, 3, 15)] {
-        assert_eq!(guest.ask(PAGE, ctl), page(GPA), "DBG-21, TRD-01, TRD-02");
-        assert_eq!(guest.ask(0x1000, ctl), FAULT, "DBG-22");
+        assert_eq!(guest.debug(PAGE, ctl), page(GPA), "DBG-21, TRD-01, TRD-02");
+        assert_eq!(guest.debug(0x1000, ctl), FAULT, "DBG-22");
         let expected = [head(cause, ttyp, None), 0, 0x1000, 0];
         assert_eq!(
             guest.rig.take_fault(),
@@ -85,7 +85,7 @@ fn a_request_needs_the_permissions_it_asks_for() {
         guest.first.map(PAGE, GPA, 0, plain | leaf);
         for (ctl, allowed) in [(NW | EXE, execute), (NW, read), (0, write), (EXE, write)] {
             let expected = if allowed { page(GPA) } else { FAULT };
-            assert_eq!(guest.ask(PAGE, ctl), expected, "DBG-21, TRD-01, ACC-05: {leaf:#x}, {ctl:#x}");
+            assert_eq!(guest.debug(PAGE, ctl), expected, "DBG-21, TRD-01, ACC-05: {leaf:#x}, {ctl:#x}");
         }
     }
 }
@@ -93,9 +93,9 @@ fn a_request_needs_the_permissions_it_asks_for() {
 #[test]
 fn a_request_is_about_the_first_byte_of_its_page() {
     let mut guest = Guest::new();
-    assert_eq!(guest.ask(PAGE | 0xfff, NW), page(GPA), "DBG-01, DBG-21");
+    assert_eq!(guest.debug(PAGE | 0xfff, NW), page(GPA), "DBG-01, DBG-21");
     assert_eq!(guest.rig.read8(TR_REQ_IOVA), PAGE, "DBG-01, DBG-02");
-    assert_eq!(guest.ask(0x1fff, NW), FAULT);
+    assert_eq!(guest.debug(0x1fff, NW), FAULT);
     assert_eq!(guest.rig.take_fault()[2], 0x1000, "DBG-22");
 }
 
@@ -103,22 +103,22 @@ fn a_request_is_about_the_first_byte_of_its_page() {
 fn process_and_privilege_count_where_pv_is_1() {
     let mut guest = Guest::new().with_processes();
     let process = of_process();
-    assert_eq!(guest.ask(PAGE, process | NW), page(GPA), "DBG-08, DBG-09, TRD-01");
-    assert_eq!(guest.ask(PAGE, process | NW | PRIV), FAULT, "DBG-04, S1-11: a user's page");
+    assert_eq!(guest.debug(PAGE, process | NW), page(GPA), "DBG-08, DBG-09, TRD-01");
+    assert_eq!(guest.debug(PAGE, process | NW | PRIV), FAULT, "DBG-04, S1-11: a user's page");
     assert_eq!(guest.rig.take_fault(), [head(13, 2, Some((PROCESS.get(), true))), 0, PAGE, 0], "DBG-04, FR-05");
     guest.first.map(PAGE, GPA, 0, RWX & !pte::U);
-    assert_eq!(guest.ask(PAGE, process | NW | PRIV), page(GPA), "DBG-04");
-    assert_eq!(guest.ask(PAGE, process | NW), FAULT, "DBG-04, S1-11");
+    assert_eq!(guest.debug(PAGE, process | NW | PRIV), page(GPA), "DBG-04");
+    assert_eq!(guest.debug(PAGE, process | NW), FAULT, "DBG-04, S1-11");
     assert_eq!(guest.rig.take_fault(), [head(13, 2, Some((PROCESS.get(), false))), 0, PAGE, 0], "DBG-04, FR-05");
     guest.processes.set(PROCESS, [PC_V, guest.first.iosatp()]);
-    assert_eq!(guest.ask(PAGE, process | NW | PRIV), FAULT, "TR-16");
+    assert_eq!(guest.debug(PAGE, process | NW | PRIV), FAULT, "TR-16");
     assert_eq!(guest.rig.take_fault()[0] & 0xfff, 260, "TR-16");
     // With PV = 0 neither is looked at: the device's own table, as a user, and a record without a process.
     guest.change(FSC, guest.first.iosatp());
     guest.change(TC, 1);
-    assert_eq!(guest.ask(PAGE, (process | NW | PRIV) & !PV), FAULT, "DBG-04, DBG-09, ACC-02");
+    assert_eq!(guest.debug(PAGE, (process | NW | PRIV) & !PV), FAULT, "DBG-04, DBG-09, ACC-02");
     assert_eq!(guest.rig.take_fault(), [head(13, 2, None), 0, PAGE, 0], "DBG-09, FR-05");
-    assert_eq!(guest.ask(PAGE, process | NW), FAULT, "TR-09");
+    assert_eq!(guest.debug(PAGE, process | NW), FAULT, "TR-09");
     assert_eq!(guest.rig.take_fault(), [head(260, 2, Some((PROCESS.get(), false))), 0, PAGE, 0], "TR-09");
 }
 
@@ -126,12 +126,12 @@ fn process_and_privilege_count_where_pv_is_1() {
 fn a_request_without_a_process_takes_the_default_one() {
     let mut guest = Guest::new().with_processes();
     // Without DPE there is no first stage then.
-    assert_eq!(guest.ask(0x1000, NW), S | page(0x1fff_f000), "TR-14, SZ-01, UNSPECIFIED");
+    assert_eq!(guest.debug(0x1000, NW), S | page(0x1fff_f000), "TR-14, SZ-01, UNSPECIFIED");
     guest.change(TC, 1 | PDTV | DPE);
     guest.processes.set(ProcessId::truncate(0), [PC_V | ENS, guest.first.iosatp()]);
-    assert_eq!(guest.ask(PAGE, NW | PRIV), page(GPA), "DBG-28, TR-14");
+    assert_eq!(guest.debug(PAGE, NW | PRIV), page(GPA), "DBG-28, TR-14");
     guest.first.map(PAGE, GPA, 0, RWX & !pte::U);
-    assert_eq!(guest.ask(PAGE, NW | PRIV), FAULT, "DBG-28, TR-14: as a user");
+    assert_eq!(guest.debug(PAGE, NW | PRIV), FAULT, "DBG-28, TR-14: as a user");
     assert_eq!(guest.rig.take_fault(), [head(13, 2, None), 0, PAGE, 0], "DBG-28, FR-05: PV = 0");
 }
 
@@ -191,18 +191,18 @@ fn a_fault_is_recorded_as_for_any_request() {
     let mut guest = Guest::new().with_processes().with_second_stage();
     let process = of_process();
     guest.second.unmap(GPA, 0);
-    assert_eq!(guest.ask(PAGE, process), FAULT, "DBG-22, TRD-02");
+    assert_eq!(guest.debug(PAGE, process), FAULT, "DBG-22, TRD-02");
     assert_eq!(guest.rig.take_fault(), [head(23, 3, Some((PROCESS.get(), false))), 0, PAGE, GPA], "DBG-22, FR-08");
     guest.rig.memory.fail(guest.processes.entry_address(PROCESS), 8, MemoryFault::Corruption);
-    assert_eq!(guest.ask(PAGE, process | NW | EXE), FAULT, "DBG-22, TRD-02");
+    assert_eq!(guest.debug(PAGE, process | NW | EXE), FAULT, "DBG-22, TRD-02");
     assert_eq!(guest.rig.take_fault(), [head(269, 1, Some((PROCESS.get(), false))), 0, PAGE, 0], "DBG-22");
     guest.rig.directory.invalidate(DeviceId::truncate(DEVICE));
-    assert_eq!(guest.ask(PAGE, process | NW), FAULT, "DBG-22, TRD-02");
+    assert_eq!(guest.debug(PAGE, process | NW), FAULT, "DBG-22, TRD-02");
     assert_eq!(guest.rig.take_fault(), [head(258, 2, Some((PROCESS.get(), false))), 0, PAGE, 0], "DBG-22");
     guest.rig.write8(register::DDTP, 0);
     let directory = Directory::new(&guest.rig.memory, 1, true);
     guest.rig.write8(register::DDTP, directory.ddtp());
-    assert_eq!(guest.ask(PAGE, NW), FAULT, "DBG-22, TR-06");
+    assert_eq!(guest.debug(PAGE, NW), FAULT, "DBG-22, TR-06");
     assert_eq!(guest.rig.take_fault(), [head(260, 2, None), 0, PAGE, 0], "DBG-22, TR-06");
 }
 
@@ -210,10 +210,10 @@ fn a_fault_is_recorded_as_for_any_request() {
 fn dtf_hides_the_record_and_not_the_fault() {
     let mut guest = Guest::new();
     guest.change(TC, 1 | DTF);
-    assert_eq!(guest.ask(0x1000, NW), FAULT, "DBG-22, TRD-02");
+    assert_eq!(guest.debug(0x1000, NW), FAULT, "DBG-22, TRD-02");
     assert_eq!(guest.rig.take_faults(), [[0; 4]; 0], "DBG-22, TRD-02");
     guest.change(TC, 1 | DTF | 1 << 12);
-    assert_eq!(guest.ask(0x1000, NW), FAULT, "DBG-22");
+    assert_eq!(guest.debug(0x1000, NW), FAULT, "DBG-22");
     assert_eq!(guest.rig.take_fault()[0], head(259, 2, None), "DBG-22, FR-03");
 }
 
@@ -221,7 +221,7 @@ fn dtf_hides_the_record_and_not_the_fault() {
 fn a_record_of_a_request_interrupts() {
     let mut guest = Guest::new();
     guest.rig.write(register::FQCSR, register::ENABLE | register::INTERRUPT_ENABLE);
-    assert_eq!(guest.ask(0x1000, NW), FAULT);
+    assert_eq!(guest.debug(0x1000, NW), FAULT);
     assert_eq!(guest.rig.read(register::IPSR), register::FIP, "DBG-22, FR-11");
 }
 
@@ -230,14 +230,14 @@ fn off_refuses_and_bare_goes_where_it_says() {
     let mut guest = Guest::new();
     guest.rig.write8(register::DDTP, 0);
     for (ctl, ttyp) in [(NW | EXE, 1), (NW, 2), (0, 3)] {
-        assert_eq!(guest.ask(PAGE, ctl), FAULT, "DBG-24");
+        assert_eq!(guest.debug(PAGE, ctl), FAULT, "DBG-24");
         assert_eq!(guest.rig.take_fault(), [head(256, ttyp, None), 0, PAGE, 0], "DBG-24, TR-02");
     }
     guest.rig.write8(register::DDTP, 1);
     // The naturally aligned gigabyte that holds the page: bit 28 is 0 above ones (rule DBG-19).
     let expected = S | page(0x3e_0000_0000 | 0x1fff_f000);
     for ctl in [NW | EXE, NW, 0, of_process(), of_process() | PRIV] {
-        assert_eq!(guest.ask(PAGE, ctl), expected, "DBG-24, TR-04, SZ-01, UNSPECIFIED");
+        assert_eq!(guest.debug(PAGE, ctl), expected, "DBG-24, TR-04, SZ-01, UNSPECIFIED");
     }
     assert_eq!(guest.rig.take_faults(), [[0; 4]; 0], "DBG-24");
 }
@@ -259,7 +259,7 @@ fn the_size_is_in_the_low_bits_of_the_page_number() {
     ] {
         guest.first.set(0x3f_0000_0000 - 0x4000_0000, level, 0);
         guest.first.set(0x3f_0000_0000 - 0x4000_0000, level, leaf);
-        assert_eq!(guest.ask(0x3f_0000_0000 - 0x4000_0000, NW), expected, "DBG-16, DBG-17, DBG-19, SZ-02");
+        assert_eq!(guest.debug(0x3f_0000_0000 - 0x4000_0000, NW), expected, "DBG-16, DBG-17, DBG-19, SZ-02");
     }
 }
 
@@ -276,7 +276,7 @@ fn the_size_shrinks_beside_an_interrupt_file() {
         (0x7000, S | page(SPA | 0x5000)),
         (0x10_0000, S | page(SPA | 0x17_f000)),
     ] {
-        assert_eq!(guest.ask(WINDOW + offset, NW), expected, "DBG-19, SZ-04, DX-28: {offset:#x}");
+        assert_eq!(guest.debug(WINDOW + offset, NW), expected, "DBG-19, SZ-04, DX-28: {offset:#x}");
     }
 }
 
@@ -286,11 +286,11 @@ fn the_memory_type_is_that_of_both_stages() {
     for (first, second, expected) in [(0, 0, 0), (0, 1, 1), (0, 2, 2), (1, 2, 1), (2, 1, 2), (2, 0, 2)] {
         guest.first.map(PAGE, GPA, 0, RWX | first << 61);
         guest.second.map(GPA, SPA, 0, RWX | second << 61);
-        assert_eq!(guest.ask(PAGE, NW), page(SPA) | expected << 7, "DBG-15, TRD-02, PB-02: {first} {second}");
+        assert_eq!(guest.debug(PAGE, NW), page(SPA) | expected << 7, "DBG-15, TRD-02, PB-02: {first} {second}");
     }
     // Not of a fault.
     guest.second.map(GPA, SPA, 0, RWX & !pte::U | 2 << 61);
-    assert_eq!(guest.ask(PAGE, NW), FAULT, "DBG-15, DBG-16, DBG-17: UNSPECIFIED");
+    assert_eq!(guest.debug(PAGE, NW), FAULT, "DBG-15, DBG-16, DBG-17: UNSPECIFIED");
 }
 
 #[test]
@@ -298,22 +298,22 @@ fn an_interrupt_file_has_the_page_of_its_entry_and_one_in_memory_has_none() {
     let mut guest = Guest::new().with_msi_table();
     guest.first.map(PAGE, WINDOW, 1, RWX);
     for ctl in [NW, 0] {
-        assert_eq!(guest.ask(PAGE, ctl), page(FILE), "DBG-23, TRD-02, SZ-05");
+        assert_eq!(guest.debug(PAGE, ctl), page(FILE), "DBG-23, TRD-02, SZ-05");
     }
-    assert_eq!(guest.ask(PAGE, NW | EXE), FAULT, "DBG-23, MSI-11");
+    assert_eq!(guest.debug(PAGE, NW | EXE), FAULT, "DBG-23, MSI-11");
     assert_eq!(guest.rig.take_fault(), [head(1, 1, None), 0, PAGE, 0], "MSI-11");
     let (file, notice) = (guest.rig.memory.allocate(1), guest.rig.memory.allocate(1));
     guest.rig.memory.write_words(guest.msi, &[file.get() >> 2 | 0b011, notice.get() >> 2 | 1]);
     for (ctl, ttyp) in [(NW, 2), (0, 3)] {
-        assert_eq!(guest.ask(PAGE, ctl), FAULT, "DBG-23, TRD-02");
+        assert_eq!(guest.debug(PAGE, ctl), FAULT, "DBG-23, TRD-02");
         assert_eq!(guest.rig.take_fault(), [head(260, ttyp, None), 0, PAGE, 0], "DBG-23, TRD-02");
     }
     assert_eq!(guest.rig.memory.read(file), 0, "DBG-23: nothing is stored");
     guest.change(TC, 1 | DTF);
-    assert_eq!((guest.ask(PAGE, 0), guest.rig.take_faults().len()), (FAULT, 0), "DBG-22, DBG-23");
+    assert_eq!((guest.debug(PAGE, 0), guest.rig.take_faults().len()), (FAULT, 0), "DBG-22, DBG-23");
     guest.rig.memory.write(guest.msi, 0);
     guest.change(TC, 1);
-    assert_eq!(guest.ask(PAGE, 0), FAULT);
+    assert_eq!(guest.debug(PAGE, 0), FAULT);
     assert_eq!(guest.rig.take_fault()[0], head(262, 3, None), "DBG-23, MSI-07");
 }
 
@@ -326,26 +326,26 @@ fn a_request_marks_the_pages_as_an_access_would() {
     guest.first.map(PAGE, GPA, 0, RWX & !pte::A & !pte::D);
     guest.second.map(GPA, SPA, 0, RWX & !pte::A & !pte::D);
     for (ctl, marks) in [(NW, pte::A), (0, pte::A | pte::D)] {
-        assert_eq!(guest.ask(PAGE, ctl), page(SPA), "DBG-27");
+        assert_eq!(guest.debug(PAGE, ctl), page(SPA), "DBG-27");
         let found = [guest.first.get(PAGE, 0), guest.second.get(GPA, 0)].map(|leaf| leaf & (pte::A | pte::D));
         assert_eq!(found, [marks; 2], "DBG-27, AD-13");
     }
     guest.change(TC, 1);
     guest.first.map(PAGE, GPA, 0, RWX & !pte::D);
-    assert_eq!((guest.ask(PAGE, NW), guest.ask(PAGE, 0)), (page(SPA), FAULT), "AD-01");
+    assert_eq!((guest.debug(PAGE, NW), guest.debug(PAGE, 0)), (page(SPA), FAULT), "AD-01");
 }
 
 #[test]
 fn requests_and_accesses_remember_for_each_other() {
     let mut guest = Guest::<16>::with(everything());
     let access = Request::read(guest.rig.device, Iova::new(PAGE));
-    assert_eq!(guest.ask(PAGE, NW), page(GPA));
+    assert_eq!(guest.debug(PAGE, NW), page(GPA));
     guest.rig.forget_accesses();
     assert_eq!((guest.rig.address(access), guest.rig.memory.take_loads().len()), (Ok(GPA), 0), "DBG-27");
     guest.first.unmap(PAGE, 0);
-    assert_eq!(guest.ask(PAGE, NW), page(GPA), "DBG-27, CA-06");
+    assert_eq!(guest.debug(PAGE, NW), page(GPA), "DBG-27, CA-06");
     let _ = guest.rig.run([Iotinval::ALL.vma()]);
-    assert_eq!(guest.ask(PAGE, NW), FAULT, "DBG-27");
+    assert_eq!(guest.debug(PAGE, NW), FAULT, "DBG-27");
 }
 
 // Quality-of-service ids.
