@@ -7,6 +7,7 @@ use riscv_viommu::{
 };
 
 use crate::guest::{COMMANDS_LOG2, Meaning, PROCESS, PSCID, Place, Value};
+use crate::invariants::Seldom;
 use crate::machine::{EMULATED, Iommu, Machine, PASSTHROUGH};
 use crate::mmio;
 
@@ -245,6 +246,7 @@ fn take_away(machine: &mut Machine, device: u8) {
 }
 
 fn blocked(machine: &mut Machine, id: DeviceId) {
+    Seldom::BlockedBehindFence.note();
     if machine.iommu.health() == Health::Good {
         for (_, device) in PASSTHROUGH.into_iter().filter(|(other, _)| *other == id) {
             assert!(!machine.is_open(device), "blocked: {id:?} translates behind the fence");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use riscv_viommu::mock::guest::register as reg;
 use riscv_viommu::mock::{Order, PhysicalDevice};
@@ -9,6 +10,34 @@ use riscv_viommu::{Invalidation, Width};
 
 use crate::machine::{Iommu, PASSTHROUGH};
 use crate::meter::{Meter, WORDS};
+
+/// Invariants that only some inputs get to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Seldom {
+    BlockedBehindFence,
+    ImageTaken,
+    ImageRefused,
+}
+
+static LOOKED: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+
+impl Seldom {
+    /// An input got there.
+    pub(crate) fn note(self) {
+        LOOKED[self as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// How often inputs got to what only some get to, so far: what is never looked at shows nothing.
+#[must_use]
+pub fn looked() -> [(&'static str, u64); 3] {
+    let looked = |of: Seldom| LOOKED[of as usize].load(Ordering::Relaxed);
+    [
+        ("a device without a context, behind its fence", looked(Seldom::BlockedBehindFence)),
+        ("an image that was taken", looked(Seldom::ImageTaken)),
+        ("an image that was refused", looked(Seldom::ImageRefused)),
+    ]
+}
 
 /// The bits of the word at `offset` that are neither reserved nor custom, by the figures of the specification.
 fn implemented(offset: u64) -> u32 {

@@ -28,6 +28,7 @@ pub mod tables;
 use std::fmt::Debug;
 
 use arbitrary::{Arbitrary, Unstructured};
+pub use invariants::looked;
 use machine::Machine;
 
 #[cfg(fuzzing)]

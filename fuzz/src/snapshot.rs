@@ -2,9 +2,10 @@
 
 use arbitrary::Arbitrary;
 use riscv_viommu::mock::guest::register as reg;
-use riscv_viommu::{Health, Progress, RestoreError};
+use riscv_viommu::{Health, Progress};
 
 use crate::host_events::Action;
+use crate::invariants::Seldom;
 use crate::machine::{Iommu, Machine, PASSTHROUGH, Setup};
 
 /// What is restored.
@@ -50,12 +51,13 @@ fn restore(machine: &mut Machine, image: Image) {
     }
     match machine.call(|iommu| iommu.restore(&bytes)) {
         Ok(_) => accepted(machine),
-        Err(error) => refused(machine, &error),
+        Err(_) => refused(machine),
     }
 }
 
 /// What an image made is what a vIOMMU can be: its own image is taken, and goes round.
 fn accepted(machine: &mut Machine) {
+    Seldom::ImageTaken.note();
     machine.look(true);
     let own = save(machine);
     let mut twin = Machine::started(machine.setup);
@@ -71,7 +73,8 @@ fn accepted(machine: &mut Machine) {
 }
 
 /// Nothing of it was taken, and no device does anything until a reset.
-fn refused(machine: &mut Machine, _: &RestoreError) {
+fn refused(machine: &mut Machine) {
+    Seldom::ImageRefused.note();
     machine.settle();
     let health = machine.iommu.health();
     assert!(health >= Health::Degraded, "image: refused, and health is {health:?}");
