@@ -627,12 +627,16 @@ fn enabling_the_command_queue_starts_at_entry_0_with_no_errors() {
 fn writing_the_enable_bit_it_has_restarts_nothing() {
     let mut rig = emulated();
     let mut commands = rig.command_queue(2, ENABLE);
-    rig.write(CQT, commands.push_all([Iofence::PLAIN.encode(), ILLEGAL]));
+    let at = rig.memory.allocate(1);
+    rig.write(CQT, commands.push_all([Iofence::PLAIN.store(at, 7).encode(), ILLEGAL]));
+    assert_eq!(rig.memory.read(at), 7);
+    rig.memory.write(at, 0);
     rig.write(CQCSR, ENABLE | INTERRUPT_ENABLE);
     let expected = ON | ENABLE | INTERRUPT_ENABLE | CMD_ILL;
     assert_eq!((rig.read(CQCSR), rig.read(CQH)), (expected, 1), "REG-CQCSR-02, -26, ATTR-02");
     rig.write(CQCSR, ENABLE);
     assert_eq!((rig.read(CQCSR), rig.read(CQH)), (ON | ENABLE | CMD_ILL, 1), "REG-CQCSR-26");
+    assert_eq!(rig.memory.read(at), 0, "REG-CQCSR-26: nothing is carried out again");
     rig.write(CQCSR, 0);
     rig.write(CQCSR, INTERRUPT_ENABLE);
     assert_eq!((rig.read(CQCSR), rig.read(CQH)), (INTERRUPT_ENABLE | CMD_ILL, 1), "REG-CQCSR-26: off");

@@ -78,6 +78,8 @@ fn iotinval_operands_are_decoded() {
     assert_eq!(vma(GV | AV, at), is(Some(0), None, Some(page(0x1234_5000))), "VMA-07");
     assert_eq!(vma(GV | AV | PSCV, at), is(Some(0), Some(0), Some(page(0x1234_5000))), "VMA-08");
     assert_eq!(vma(AV, 0x3fff_ffff_ffff_fc00), is(None, None, Some(page(0xffff_ffff_ffff_f000))), "CMD-03, QCMD-13");
+    let in_no_scheme = is(None, None, Some(page(0x8000_0000_0000_0000)));
+    assert_eq!(vma(AV, 0x2000_0000_0000_0000), in_no_scheme, "QCMD-13: not canonical, and legal");
     let non_leaf = Some(page(0x1234_5000).with_non_leaf(true));
     assert_eq!(vma(AV | NL, at), is(None, None, non_leaf), "VMA-13");
 }
