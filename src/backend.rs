@@ -530,7 +530,9 @@ pub trait PhysicalIommu {
     /// Makes sure every order before it is complete, and the device accesses `scope` names are globally visible.
     ///
     /// [`Completion::Pending`] is followed by [`fence_done`](crate::VIommu::fence_done) with the ticket, which
-    /// completes all before it too: a driver need remember only the newest. Tickets only grow, also across resets.
+    /// completes all before it too: a driver need remember only the newest, and each that follows an
+    /// [`ats_invalidate`](Self::ats_invalidate), since a timeout counts against whom the requests right before it went
+    /// to. Tickets only grow, also across resets.
     ///
     /// # Errors
     /// Any [`OrderError`].

@@ -23,8 +23,8 @@ const FENCE: Iofence = Iofence::PLAIN.accesses(true, true);
 type Host = Parts<Memory, Wires, FanOut<Physical, 2>>;
 
 /// A VM with devices behind two IOMMUs; device `n` of each is `PhysicalDevice(n)`.
-struct Rig {
-    iommu: VIommu<Host>,
+struct Rig<const ITAGS: usize = 2> {
+    iommu: VIommu<Host, 16, 16, 0, ITAGS>,
     hosts: [Physical; 2],
     directory: Directory,
     commands: CommandRing,
@@ -47,7 +47,9 @@ impl Rig {
     fn new() -> Self {
         Self::on(&[Hardware::default(), Hardware::default()], &Config::nested())
     }
+}
 
+impl<const ITAGS: usize> Rig<ITAGS> {
     fn on(hardware: &[Hardware; 2], config: &Config) -> Self {
         Self::of(hardware, 1, config)
     }
@@ -285,8 +287,8 @@ fn a_failed_iommu_fails_the_vm() {
 #[test]
 fn an_address_that_was_unmapped_while_detached_is_not_found_after_any_re_attach() {
     let hardware = [Hardware::default(), Hardware::default()];
-    let mut rig = Rig::of(&hardware, 1, &Config::nested()).translating();
-    let mut other = Rig::of(&hardware, 2, &Config::nested());
+    let mut rig: Rig = Rig::of(&hardware, 1, &Config::nested()).translating();
+    let mut other: Rig = Rig::of(&hardware, 2, &Config::nested());
     assert_eq!(rig.dma(0, 0), (Access::Translated(PAGE), false));
     for round in 0..3 {
         assert_eq!(rig.iommu.detach(id(round)), Ok(Progress::Idle));
@@ -319,7 +321,7 @@ fn an_address_that_was_unmapped_while_detached_is_not_found_after_any_re_attach(
 #[test]
 fn a_device_that_does_not_answer_is_told_of_also_if_the_other_iommu_is_done_later() {
     for slow in [None, Some(0), Some(1)] {
-        let mut rig = Rig::on(&[Hardware::default(), Hardware::default()], &Config::nested().with_ats(true));
+        let mut rig: Rig = Rig::on(&[Hardware::default(), Hardware::default()], &Config::nested().with_ats(true));
         let mut context = rig.table.context(Pscid::new(1).unwrap());
         context[0] |= tc::EN_ATS;
         for n in 0..2 {
@@ -355,7 +357,7 @@ fn what_all_can_do_is_what_the_guest_is_promised() {
     let lesser = full.capabilities.with_sv57(false).with_pd20(false).with_pas(46).with_version(0x10);
     let stated = HostCapabilities::new(lesser, SecondStageMode::Sv39x4).with_svnapot(true);
     let lesser = stated.with_leaves_dirty(true).with_coherent(true);
-    let rig = Rig::on(&[Hardware::default(), Hardware::new(lesser)], &Config::nested());
+    let rig: Rig = Rig::on(&[Hardware::default(), Hardware::new(lesser)], &Config::nested());
     let shown = Capabilities::from_bits(rig.iommu.read(0, Width::U64));
     assert!(shown.sv48() && !shown.sv57() && !shown.pd20(), "MRG-12");
     assert_eq!(shown.pas(), 41, "MRG-13: the narrower second stage");
@@ -371,7 +373,7 @@ fn a_device_behind_an_iommu_that_does_not_do_what_was_promised_is_refused() {
     let full = Hardware::default().vm(Gscid::new(7).unwrap(), &Memory::new()).capabilities();
     let mut odd = full;
     odd.capabilities.set_svpbmt(true);
-    let mut rig = Rig::on(&[Hardware::default(), Hardware::new(odd)], &Config::nested());
+    let mut rig: Rig = Rig::on(&[Hardware::default(), Hardware::new(odd)], &Config::nested());
     assert!(rig.iommu.attach(id(0), behind(0, 0), DevicePolicy::default()).is_ok());
     let refused = rig.iommu.attach(id(1), behind(1, 1), DevicePolicy::default());
     assert_eq!(refused, Err(AttachError::Capability("Svpbmt")), "MRG-12, T44");
@@ -453,7 +455,7 @@ fn a_timeout_is_told_with_its_own_fence_also_if_another_follows() {
         hosts[iommu].set_pending(true);
         fan.adopt(behind(iommu, 0)).unwrap();
     }
-    let tickets = [2, 3, 4].map(Ticket::new);
+    let tickets = [1, 2, 3].map(Ticket::new);
     for ticket in tickets {
         assert_eq!(fan.fence(ticket, FenceScope::ALL), Ok(Completion::Pending));
     }
@@ -494,4 +496,52 @@ fn an_iommu_that_lost_a_fence_when_its_last_device_was_gone_is_waited_for_no_mor
     rig.complete(1);
     assert_eq!(rig.iommu.progress(), Progress::Idle, "T19: what nobody has cannot keep the others waiting");
     assert!(matches!(rig.hosts[0].take_orders().last(), Some(Order::Release(_))), "SWG-21");
+}
+
+/// Devices 0 and 1 behind the first IOMMU, 2 behind the second, which is slow; 0 does not answer.
+#[test]
+fn a_timeout_counts_against_the_device_whose_fence_it_was_and_no_other() {
+    let capable = || {
+        let mut host = Hardware::default().vm(Gscid::new(9).unwrap(), &Memory::new()).capabilities();
+        host.capabilities = host.capabilities.with_ats(true).with_t2gpa(true);
+        Hardware::new(host)
+    };
+    let mut rig = Rig::<8>::on(&[capable(), capable()], &Config::nested().with_ats(true));
+    let [tc, iohgatp, ta, fsc] = rig.table.context(Pscid::new(1).unwrap());
+    for (n, iommu) in [(0, 0), (1, 0), (2, 1)] {
+        rig.directory.set(id(n), &[tc | tc::EN_ATS, iohgatp, ta, fsc]);
+        let policy = DevicePolicy::default().with_ats(Ats::Translations);
+        let _ = rig.iommu.attach(id(n), behind(iommu, n), policy).unwrap();
+    }
+    assert!(rig.fence());
+    rig.hosts[0].hardware().set_unresponsive(PhysicalDevice(0), true);
+    for host in &rig.hosts {
+        host.set_pending(true);
+    }
+    rig.take();
+    let to = |n: u32| AtsCommand::to(u16::try_from(id(n).get()).unwrap()).inval(IOVA.get());
+    let _ = rig.ring([0, 1, 0, 1, 0, 1, 0].map(to).into_iter().chain([FENCE.encode()]));
+    for _ in 0..4 {
+        rig.complete(0);
+        rig.complete(1);
+    }
+    assert_eq!(rig.iommu.stats().orders.ats_timeouts, 4, "VC-45, VC-74: as many as it left unanswered");
+    let context = |n| rig.hosts[0].hardware().context(PhysicalDevice(n)).map(|context| context.ats());
+    assert_eq!((context(0), context(1)), (Some(Ats::Off), Some(Ats::Translations)), "VC-45, VC-74");
+}
+
+#[test]
+fn a_fence_that_one_of_them_did_not_take_is_not_told_as_complete() {
+    for busy in [0, 1] {
+        let memory = Memory::new();
+        let hosts = [0, 1].map(|_| Hardware::default().vm(Gscid::new(1).unwrap(), &memory));
+        let mut fan = FanOut::<_, 2>::new(hosts.clone());
+        for iommu in [0, 1] {
+            fan.adopt(behind(iommu, 0)).unwrap();
+        }
+        hosts[busy].answer_next_fence(Err(OrderError::Busy));
+        assert_eq!(fan.fence(Ticket::new(1), FenceScope::ALL), Err(OrderError::Busy), "T15");
+        assert_eq!(fan.next_done(), None, "T15: IOMMU {busy} has no such fence");
+        assert_eq!(fan.fence(Ticket::new(2), FenceScope::ALL), Ok(Completion::Done), "T15");
+    }
 }

@@ -62,6 +62,9 @@ pub struct FanOut<P: PhysicalIommu, const N: usize, const DEVICES: usize = 16> {
 /// Orders that go to one IOMMU at a time.
 const SPAN: usize = 16;
 
+/// Most requests to devices that are under way.
+const REQUESTS: usize = 32;
+
 /// How far translations of this VM may be left in an IOMMU's caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Residue {
@@ -82,9 +85,8 @@ struct Child<P: PhysicalIommu, const DEVICES: usize> {
     /// The newest fence this IOMMU has to complete.
     issued: Ticket,
     completed: Ticket,
-    /// The first and the last fence that ended with a timeout the vIOMMU was not told of. One between them counts as
-    /// such, too: too many timeouts are safe, a lost one is not.
-    timed_out: Option<(Ticket, Ticket)>,
+    /// The fences that ended with a timeout the vIOMMU was not told of, oldest first. Each follows a request of its own.
+    timed_out: Vec<Ticket, REQUESTS>,
 }
 
 impl<P: PhysicalIommu, const N: usize, const DEVICES: usize> FanOut<P, N, DEVICES> {
@@ -129,17 +131,19 @@ impl<P: PhysicalIommu, const N: usize, const DEVICES: usize> FanOut<P, N, DEVICE
         if done <= self.told {
             return None;
         }
-        // A timeout is told with its own ticket, so that it is not taken for one of a fence that came after it.
-        let of_timeout = |child: &Child<P, DEVICES>| child.timed_out.map(|(first, _)| first);
+        // A timeout is told with its own ticket, and after the fences before it, so that it is taken for one of no other.
+        let of_timeout = |child: &Child<P, DEVICES>| child.timed_out.first().copied();
         let timed_out = self.children.iter().filter_map(of_timeout).min().filter(|ticket| *ticket <= done);
-        self.told = timed_out.unwrap_or(done);
-        for child in &mut self.children {
-            child.timed_out_told(self.told);
-        }
-        Some(match timed_out {
-            Some(ticket) => (ticket, FenceOutcome::AtsTimeout),
+        let (told, outcome) = match timed_out {
+            Some(ticket) if ticket == self.told.next() => (ticket, FenceOutcome::AtsTimeout),
+            Some(ticket) => (ticket.previous(), FenceOutcome::Complete),
             None => (done, FenceOutcome::Complete),
-        })
+        };
+        self.told = told;
+        for child in &mut self.children {
+            child.timed_out.retain(|ticket| *ticket > told);
+        }
+        Some((told, outcome))
     }
 
     fn child(&mut self, index: usize) -> Result<&mut Child<P, DEVICES>, OrderError> {
@@ -155,7 +159,7 @@ impl<P: PhysicalIommu, const DEVICES: usize> Child<P, DEVICES> {
             residue: Residue::None,
             issued: Ticket::FIRST,
             completed: Ticket::FIRST,
-            timed_out: None,
+            timed_out: Vec::new(),
         }
     }
 
@@ -176,20 +180,12 @@ impl<P: PhysicalIommu, const DEVICES: usize> Child<P, DEVICES> {
     fn complete(&mut self, ticket: Ticket, timed_out: bool) {
         self.completed = ticket;
         if timed_out {
-            let (first, _) = self.timed_out.unwrap_or((ticket, ticket));
-            self.timed_out = Some((first, ticket));
+            // There is room, unless the driver says so of fences that no request is before.
+            let _ = self.timed_out.push(ticket);
         }
         if matches!(self.residue, Residue::GoneAfter(last) if last <= ticket) {
             self.residue = Residue::None;
         }
-    }
-
-    /// The vIOMMU was told of what timed out up to here.
-    fn timed_out_told(&mut self, upto: Ticket) {
-        self.timed_out = self.timed_out.and_then(|(first, last)| {
-            let first = first.max(upto.next());
-            (first <= last).then_some((first, last))
-        });
     }
 
     fn set_open(&mut self, device: P::Device, open: bool) {
@@ -307,7 +303,6 @@ impl<P: PhysicalIommu, const N: usize, const DEVICES: usize> PhysicalIommu for F
     }
 
     fn fence(&mut self, upto: Ticket, scope: FenceScope) -> Result<Completion, OrderError> {
-        self.issued = upto;
         for child in &mut self.children {
             if child.is_concerned() {
                 child.fence(upto, scope)?;
@@ -316,14 +311,18 @@ impl<P: PhysicalIommu, const N: usize, const DEVICES: usize> PhysicalIommu for F
                 child.issued = child.completed;
             }
         }
+        // All have taken it.
+        self.issued = upto;
         if self.children.iter().any(|child| child.waits_after().is_some()) {
             return Ok(Completion::Pending);
         }
-        // The answer tells all there is.
+        // The answer tells all there is, also of a fence before that was pending till now.
         self.told = upto;
-        // Each is taken, not only the first.
-        let timed_out = self.children.iter_mut().filter_map(|child| child.timed_out.take()).count();
-        Ok(if timed_out != 0 { Completion::AtsTimeout } else { Completion::Done })
+        let timed_out = self.children.iter().any(|child| !child.timed_out.is_empty());
+        for child in &mut self.children {
+            child.timed_out.clear();
+        }
+        Ok(if timed_out { Completion::AtsTimeout } else { Completion::Done })
     }
 
     fn ats_invalidate(&mut self, device: Self::Device, what: &AtsInvalidation) -> Result<(), OrderError> {

@@ -232,6 +232,10 @@ impl Ticket {
         // 2^64 fences do not happen.
         Self(self.0.wrapping_add(1))
     }
+
+    pub(crate) const fn previous(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
 }
 
 /// Which device accesses a fence makes globally visible, beyond completing the orders before it.
