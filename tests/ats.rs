@@ -217,6 +217,16 @@ fn a_command_for_what_is_no_emulated_device_with_ats_is_a_no_op() {
 }
 
 #[test]
+fn a_device_that_makes_no_page_requests_gets_no_response() {
+    let mut guest = Guest::new();
+    let policy = DevicePolicy::default().with_ats(Ats::Translations);
+    guest.rig.iommu.attach_emulated(id(9), policy).expect("there is room");
+    let prgr = AtsCommand::to(9).prgr(1, 0xf);
+    assert_eq!(guest.ring([prgr, prgr, prgr, fence()]), Progress::Idle, "PRG-03: nothing waits for it");
+    assert_eq!(guest.messages(), [], "PRG-03, T23");
+}
+
+#[test]
 fn no_directory_is_read_for_a_message() {
     let mut guest = Guest::new();
     let _ = guest.ring([inval(), prgr()]);

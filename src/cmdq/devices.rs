@@ -36,7 +36,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     pub(super) fn respond_to_device(&mut self, operands: &AtsPrgr) -> Result<(), Progress> {
         match self.emulated.named(operands.destination.device()) {
             None => self.nest.respond(operands, self.backend),
-            Some(device) if device.ats == Ats::Off => Ok(()),
+            Some(device) if device.ats < Ats::PageRequests => Ok(()),
             Some(device) => self.ats.respond(device.attachment, operands).map_err(|Full| Progress::Waiting),
         }
     }
