@@ -130,10 +130,13 @@ fn every_transaction_type_has_its_code() {
         (TransactionType::TranslatedRead, 0x1234_5618_0000_000d, "FQ-39"),
         (TransactionType::TranslatedWrite, 0x1234_561c_0000_000d, "FQ-40"),
         (TransactionType::AtsTranslationRequest, 0x1234_5620_0000_000d, "FQ-41"),
-        (TransactionType::MessageRequest, 0x1234_5624_0000_000d, "FQ-42"),
+        (TransactionType::MessageRequest, 0x1234_5624_0000_0104, "FQ-42"),
     ] {
         let mut guest = Guest::new(3);
-        guest.report(&HostFault::new(Cause::ReadPageFault, access, Iova::new(0x4)));
+        // A message goes through no tables: in Bare mode it is of a type that is disallowed.
+        let is_message = access == TransactionType::MessageRequest;
+        let cause = if is_message { Cause::TransactionTypeDisallowed } else { Cause::ReadPageFault };
+        guest.report(&HostFault::new(cause, access, Iova::new(0x4)));
         assert_eq!(guest.records(), [[head, 0, 4, 0]], "ACC-03, {rule}, FQ-53, FQ-54");
     }
 }

@@ -4,13 +4,14 @@ mod nesting_rig;
 
 use nesting_rig::{FENCE, IOVA, Rig, id, pscid};
 use riscv_viommu::PageRequestOutcome::{Discarded, HostPage, NotAttached, Queued};
-use riscv_viommu::mock::guest::{AtsCommand, PageRequestRing, register};
+use riscv_viommu::mock::guest::{AtsCommand, PageRequestRing, inval_ddt, register};
 use riscv_viommu::mock::tables::tc::{DPE, EN_ATS, EN_PRI, PDTV, SADE};
 use riscv_viommu::mock::tables::{ProcessDirectory, pte};
 use riscv_viommu::mock::{Hardware, Memory};
 use riscv_viommu::{
-    Ats, Attachment, Config, DevicePolicy, Gpa, Gscid, Health, HostCapabilities, Iova, OrderError, PageRequest,
-    PageRequestOutcome, PageRequestPayload, PhysicalIommu, Prgi, ProcessId, ResponseCode, Width,
+    Ats, Attachment, Cause, Config, DevicePolicy, Gpa, Gscid, Health, HostCapabilities, HostFault, Iova, OrderError,
+    PageRequest, PageRequestOutcome, PageRequestPayload, PhysicalIommu, Prgi, ProcessId, ResponseCode, TransactionType,
+    Width,
 };
 
 /// A page that no table maps.
@@ -365,6 +366,45 @@ mod discarded {
         assert_eq!(code(guest.ask(&read)), Some(ResponseCode::InvalidRequest), "MRG-04, PRI-07");
         assert_eq!(guest.ask(&read.with_last(false)), Discarded(None));
         assert!(guest.requests().is_empty() && guest.answer(function(0), 1, 0).is_empty(), "MRG-04");
+        let record = [260 | 9 << 34 | 0x08 << 40, 0, 4, 0];
+        assert_eq!(guest.rig.records(), [record], "MRG-04, PQ-14: as if its context had not enabled them");
+        // What the guest itself refuses it for comes first.
+        guest.rig.directory.invalidate(id(0));
+        assert_eq!(code(guest.ask(&read)), Some(ResponseCode::InvalidRequest), "PQ-13, PRG-06");
+        assert_eq!(guest.rig.records().first().map(|record| record[0] & 0xfff), Some(258), "PQ-13, PRI-02");
+    }
+
+    #[test]
+    fn a_device_whose_context_does_not_enable_them_any_more_is_refused_though_the_page_is_there() {
+        let mut guest = Guest::new();
+        let read = PageRequest::read(IOVA, group(1));
+        assert_eq!(guest.ask(&read), HostPage);
+        let [tc, iohgatp, ta, fsc] = guest.rig.a.context(pscid(1));
+        guest.rig.directory.set(id(0), &[tc | EN_ATS, iohgatp, ta, fsc]);
+        let _ = guest.rig.ring([inval_ddt(Some(id(0))), FENCE.encode()]);
+        assert_eq!(code(guest.ask(&read)), Some(ResponseCode::InvalidRequest), "PQ-14, PRI-07");
+        assert_eq!(guest.rig.records(), [[260 | 9 << 34 | 0x08 << 40, 0, 4, 0]], "PQ-14");
+    }
+}
+
+/// Faults of the messages themselves, which the physical IOMMU refused.
+mod faults {
+    use super::*;
+
+    #[test]
+    fn of_a_message_that_the_guests_own_iommu_would_take_are_not_shown() {
+        for process in [None, Some(process(5))] {
+            for cause in [Cause::DdtNotValid, Cause::TransactionTypeDisallowed, Cause::ReadPageFault] {
+                let mut guest = Guest::new();
+                let fault = HostFault::new(cause, TransactionType::MessageRequest, Iova::new(4));
+                let fault = process.map_or(fault, |process| fault.with_process(process, false));
+                let _ = guest.rig.iommu.report_fault(guest.device, &fault);
+                assert!(guest.rig.records().is_empty(), "PRI-02, PRI-03, VT-04: {cause:?}, {process:?}");
+                let read = PageRequest::read(ABSENT, group(1));
+                let read = process.map_or(read, |process| read.with_process(process, false));
+                assert_eq!(guest.ask(&read), Queued, "PRI-02: PDTV is nothing to a message");
+            }
+        }
     }
 }
 

@@ -51,7 +51,7 @@ impl AtsInvalidation {
 #[non_exhaustive]
 pub struct PageResponse {
     /// PASID. For an emulated device as it goes into the message; for a passthrough device that of the request, which
-    /// the host sends where the function asks for one (`PRPR`).
+    /// the host sends where the function asks for one (`PRPR`), and with `ResponseFailure` always.
     pub process: Option<ProcessId>,
     /// The group that is answered. For an emulated device a guest may name one that was never requested: the device
     /// ignores it.

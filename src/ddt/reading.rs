@@ -74,6 +74,10 @@ impl Checked {
         let is_message = access == TransactionType::MessageRequest;
         refuse_if(is_ats && !self.tc.en_ats(), &Violation("DC.tc.EN_ATS", "is 0", "TR-08"))?;
         refuse_if(is_message && !self.tc.en_pri(), &Violation("DC.tc.EN_PRI", "is 0", "PRI-02"))?;
+        // A message is not translated: whether its process is one the directory has room for is not asked.
+        if is_message {
+            return Ok(());
+        }
         match (process, self.first_stage) {
             (None, _) | (_, FirstStageContext::Pdtp(None)) => Ok(()),
             (Some(_), FirstStageContext::Iosatp(_)) => {

@@ -78,7 +78,9 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         }
         // The guest's context is good, and the host did not carry it out: it refused, or lost what it was given.
         let lost = !in_transit && slot.live == Some(reading.context(slot.granted())) && !is_the_hosts_alone(cause);
-        if slot.refused || self.gate != Gate::Open || lost {
+        // A message was no access: on an IOMMU of the guest's own it would be in its queue (rules PRI-02, PRI-03).
+        let is_access = access != TransactionType::MessageRequest;
+        if is_access && (slot.refused || self.gate != Gate::Open || lost) {
             return report(access.access_fault(), dtf);
         }
         // Not `reread`: a fault is no reason to try a context again that the host refused.
@@ -174,6 +176,8 @@ enum Shown {
 
 const fn shown_as(fault: &HostFault) -> Shown {
     match fault.cause {
+        // A message goes through no tables (rule PRI-02).
+        _ if matches!(fault.access, TransactionType::MessageRequest) => Shown::Lookup,
         // Rule VT-03.
         Cause::InstructionPageFault
         | Cause::ReadPageFault

@@ -17,6 +17,17 @@ use crate::ring::Ring;
 /// The code of a Page Request message, which a fault record has for an IOVA (rules FQ-54, PRI-03).
 pub(crate) const MESSAGE_CODE: u64 = 0x04;
 
+/// What the host has to say of a page request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// The device may ask.
+    Granted,
+    /// It may, but one more group can not be counted.
+    NoRoom,
+    /// It was not granted page requests: as if its context had not enabled them (rule MRG-04).
+    Denied,
+}
+
 /// What became of a page request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Received {
@@ -38,19 +49,20 @@ struct Discarded {
     prpr: bool,
 }
 
-/// Takes a page request of a device in: into the queue, or answered. Without `room` for its group it is as if the queue
-/// were full.
-// UNSPECIFIED: groups of which no count is kept, since they never are more than an IOMMU can take; `pqof` is not set.
+/// Takes a page request of a device in: into the queue, or answered.
+// DEVIATES: with no room to count another group the request is answered as if the queue were full, and `pqof` is not set
+// (rules VT-10, PRI-08).
 pub(crate) fn receive(
     device: DeviceId,
     request: &PageRequest,
-    room: bool,
+    admission: Admission,
     registers: &mut Registers,
     signals: &mut Signals,
     memory: &mut impl GuestMemory,
 ) -> Received {
     let mut loads = 0;
-    let queued = permit(device, registers, memory, &mut loads).and_then(|prpr| {
+    let room = admission == Admission::Granted;
+    let queued = permit(device, request, admission, registers, memory, &mut loads).and_then(|prpr| {
         queue(device, request, room, registers, signals, memory).map_err(|code| Discarded { code, fault: None, prpr })
     });
     match queued {
@@ -62,9 +74,11 @@ pub(crate) fn receive(
     }
 }
 
-/// Whether the guest lets the device make page requests, and then `tc.PRPR` (rules PQ-10 to PQ-14).
+/// Whether guest and host let the device make page requests, and then `tc.PRPR` (rules PQ-10 to PQ-14).
 fn permit(
     device: DeviceId,
+    request: &PageRequest,
+    admission: Admission,
     registers: &Registers,
     memory: &impl GuestMemory,
     loads: &mut u32,
@@ -73,7 +87,8 @@ fn permit(
     let reading = Reading::follow(registers, memory, device, &mut trail);
     *loads = trail.loads;
     let prpr = matches!(reading, Reading::Context(context) if context.tc.prpr());
-    let Some(fault) = reading.refuses(TransactionType::MessageRequest, None) else {
+    let denied = (admission == Admission::Denied).then(|| Fault::new(Cause::TransactionTypeDisallowed));
+    let Some(fault) = reading.refuses(TransactionType::MessageRequest, request.process).or(denied) else {
         return Ok(prpr);
     };
     let code = match fault.cause {

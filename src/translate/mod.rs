@@ -129,15 +129,20 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
     /// # Errors
     /// [`Refusal`]: any cause but those of the queues.
     pub(crate) fn translate(&mut self, origin: &Origin, ask: Ask) -> Result<Outcome, Refusal> {
+        let reading = self.read_context(origin.device);
+        self.translate_from(&reading, origin, ask)
+    }
+
+    /// The same for a device whose context has been read.
+    pub(crate) fn translate_from(&mut self, reading: &Reading, origin: &Origin, ask: Ask) -> Result<Outcome, Refusal> {
         self.tally.process = origin.process;
         // 1-7. The device context, and what it does not allow.
-        let reading = self.read_context(origin.device);
         let dtf = reading.dtf().unwrap_or(false);
         match (reading.refuses(origin.access, origin.process), reading) {
-            (Some(fault), _) | (None, Reading::None(fault)) => Err(Refusal { fault, dtf }),
+            (Some(fault), _) | (None, &Reading::None(fault)) => Err(Refusal { fault, dtf }),
             // 2. Bare.
             (None, Reading::Bare) => Ok(untranslated(origin, own_ids(self.registers))),
-            (None, Reading::Context(dc)) => self.with_context(&dc, origin, ask).map_err(|fault| Refusal { fault, dtf }),
+            (None, Reading::Context(dc)) => self.with_context(dc, origin, ask).map_err(|fault| Refusal { fault, dtf }),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::fault::TransactionType;
 use crate::faultq::Origin;
 use crate::hpm::{self, Event, Tags};
 use crate::id::{DeviceId, Itag};
-use crate::pageq::{self, PageRequest};
+use crate::pageq::{self, Admission, PageRequest};
 use crate::progress::Progress;
 
 impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, const ITAGS: usize, const GROUPS: usize>
@@ -112,7 +112,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     ) -> Result<Option<PageResponse>, TranslateError> {
         self.attached_with(attachment, Ats::PageRequests)?;
         let id = attachment.device();
-        let received = pageq::receive(id, request, true, &mut self.registers, &mut self.signals, &mut self.backend);
+        let received =
+            pageq::receive(id, request, Admission::Granted, &mut self.registers, &mut self.signals, &mut self.backend);
         self.stats.count_page_request(received.queued);
         let PageRequest { process, privileged, .. } = *request;
         if received.loads != 0 {

@@ -4,13 +4,14 @@ use super::{DevicePolicy, VIommu};
 use crate::addr::Iova;
 use crate::attachment::Attachment;
 use crate::backend::{Backend, FenceOutcome, PageResponse, ResponseCode, Ticket};
+use crate::ddt::Reading;
 use crate::error::AttachError;
 use crate::fault::TransactionType;
 use crate::faultq::{HostFault, Origin};
 use crate::id::{DeviceId, Prgi, ProcessId};
 use crate::mem::Glass;
 use crate::nest::{Grant, Requester, Verdict};
-use crate::pageq::{self, PageRequest};
+use crate::pageq::{self, Admission, PageRequest};
 use crate::progress::Progress;
 use crate::translate::{Ask, Caches, Env, Permissions, Tally};
 
@@ -114,25 +115,23 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     /// one walk of them, and nothing of it is left for [`run`](Self::run).
     pub fn report_page_request(&mut self, attachment: Attachment, request: &PageRequest) -> PageRequestOutcome {
         let PageRequest { process, privileged, payload, .. } = *request;
-        let room = match self.nest.requester(attachment, request) {
+        let admission = match self.nest.requester(attachment, request) {
             Requester::Stale => {
                 self.stats.count_stale();
                 return PageRequestOutcome::NotAttached;
             }
-            Requester::Denied => {
-                self.stats.count_page_request(false);
-                let response = request.response(ResponseCode::InvalidRequest);
-                return PageRequestOutcome::Discarded(payload.wants_response().then_some(response));
-            }
+            Requester::Denied => Admission::Denied,
             // What the guest has seen a part of, it is to see the end of.
             Requester::Granted { begun: false, .. } if self.allows(attachment.device(), request) => {
                 self.stats.page_requests_for_host = self.stats.page_requests_for_host.wrapping_add(1);
                 return PageRequestOutcome::HostPage;
             }
-            Requester::Granted { room, .. } => room,
+            Requester::Granted { room: true, .. } => Admission::Granted,
+            Requester::Granted { room: false, .. } => Admission::NoRoom,
         };
         let id = attachment.device();
-        let received = pageq::receive(id, request, room, &mut self.registers, &mut self.signals, &mut self.backend);
+        let received =
+            pageq::receive(id, request, admission, &mut self.registers, &mut self.signals, &mut self.backend);
         if let Some((fault, dtf)) = received.fault {
             let iova = Iova::new(pageq::MESSAGE_CODE);
             let access = TransactionType::MessageRequest;
@@ -184,11 +183,13 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         self.run()
     }
 
-    /// Whether the guest's tables allow what is requested, as hardware would find that gives the device its
-    /// translations (rule VT-10).
+    /// Whether the guest lets the device ask, and its tables allow what is requested, as hardware would find that gives
+    /// the device its translations (rule VT-10).
     fn allows(&self, device: DeviceId, request: &PageRequest) -> bool {
         let PageRequest { process, privileged, execute, payload } = *request;
-        if !payload.r() && !payload.w() {
+        let reading = Reading::take(&self.registers, &self.backend, device);
+        let asks = reading.refuses(TransactionType::MessageRequest, process).is_none();
+        if !asks || (!payload.r() && !payload.w()) {
             return false;
         }
         let executes = execute && process.is_some();
@@ -200,7 +201,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
             caches: &mut Caches::<0>::new(),
             tally: Tally::default(),
         };
-        let found = env.translate(&origin, Ask { executes, writes: payload.w(), is_ats: true });
+        let found = env.translate_from(&reading, &origin, Ask { executes, writes: payload.w(), is_ats: true });
         found.is_ok_and(|outcome| {
             let Permissions { read, write, execute, .. } = outcome.permissions;
             (read || !payload.r()) && (write || !payload.w()) && (execute || !executes)
