@@ -366,7 +366,7 @@ mod discarded {
         assert_eq!(code(guest.ask(&read)), Some(ResponseCode::InvalidRequest), "MRG-04, PRI-07");
         assert_eq!(guest.ask(&read.with_last(false)), Discarded(None));
         assert!(guest.requests().is_empty() && guest.answer(function(0), 1, 0).is_empty(), "MRG-04");
-        let record = [260 | 9 << 34 | 0x08 << 40, 0, 4, 0];
+        let record = [0x104 | 9 << 34 | 0x08 << 40, 0, 4, 0];
         assert_eq!(guest.rig.records(), [record], "MRG-04, PQ-14: as if its context had not enabled them");
         // What the guest itself refuses it for comes first.
         guest.rig.directory.invalidate(id(0));
@@ -383,7 +383,7 @@ mod discarded {
         guest.rig.directory.set(id(0), &[tc | EN_ATS, iohgatp, ta, fsc]);
         let _ = guest.rig.ring([inval_ddt(Some(id(0))), FENCE.encode()]);
         assert_eq!(code(guest.ask(&read)), Some(ResponseCode::InvalidRequest), "PQ-14, PRI-07");
-        assert_eq!(guest.rig.records(), [[260 | 9 << 34 | 0x08 << 40, 0, 4, 0]], "PQ-14");
+        assert_eq!(guest.rig.records(), [[0x104 | 9 << 34 | 0x08 << 40, 0, 4, 0]], "PQ-14");
     }
 }
 
