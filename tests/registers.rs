@@ -362,7 +362,7 @@ fn fctl_takes_what_the_platform_lets_the_guest_choose() {
         let mut rig = Rig::start(Config::emulated().with_big_endian(end), kinds);
         assert_eq!(rig.read(FCTL), reset, "REG-FCTL-06, REG-RST-04, DISC-R20: {kinds:?}");
         rig.write(FCTL, ALL_ONES);
-        assert_eq!(rig.read(FCTL), ones, "REG-FCTL-01 to -05: {kinds:?}, END {end}");
+        assert_eq!(rig.read(FCTL), ones, "REG-FCTL-01 to -05, REG-CAP-20: {kinds:?}, END {end}");
         rig.write(FCTL, 0);
         assert_eq!(rig.read(FCTL), zero, "REG-FCTL-01, -02: {kinds:?}, END {end}");
     }

@@ -225,7 +225,7 @@ fn what_is_not_offered_is_illegal_whether_used_or_not() {
     for (nl, s) in [(false, false), (false, true), (true, false), (true, true)] {
         for low in [VMA, VMA | AV, GVMA, GVMA | GV | AV] {
             assert_eq!(decode_by(&with(nl, s), low | NL, 0).is_ok(), nl, "CMD-04, CMD-05: {low:#x}");
-            assert_eq!(decode_by(&with(nl, s), low, S).is_ok(), s, "CMD-04, CMD-05: {low:#x}");
+            assert_eq!(decode_by(&with(nl, s), low, S).is_ok(), s, "CMD-04, CMD-05, REG-CAP-30: {low:#x}");
         }
     }
     for low in [FENCE | WSI, FENCE | WSI | AV | PR | PW] {
