@@ -146,6 +146,11 @@ const PLAIN: &[Probe<Plain>] = &probes! { iommu, device:
     device_reset => iommu.device_reset(id()),
     translate => iommu.translate(&request(device)),
     pieces => for piece in iommu.pieces(request(device)) { keep(piece); },
+    left => {
+        let mut pieces = iommu.pieces(request(device));
+        keep(pieces.backend_mut());
+        keep(pieces.left());
+    },
     ats_translate => iommu.ats_translate(&AtsRequest::new(device, Iova::new(any()))),
     drained => iommu.drained(Epoch::new(any())),
     next_message => iommu.next_message(),
