@@ -2,14 +2,14 @@
 
 use riscv_viommu::mock::guest::register;
 use riscv_viommu::{
-    Ats, Attachment, AtsRequest, Cause, DevicePolicy, FenceOutcome, Gpa, HostFault, InvalidationCompletion, Iova, Itag,
+    Ats, AtsRequest, Attachment, Cause, DevicePolicy, FenceOutcome, Gpa, HostFault, InvalidationCompletion, Iova, Itag,
     PageRequest, Prgi, ProcessId, Request, SecondStageFault, TransactionType, Width,
 };
 
 use crate::guest::{Guest, Iommu, id};
 use crate::host::{CONTEXTS, Host, ROOT, region};
 
-fn ignore<T>(_: T) {}
+pub(crate) fn ignore<T>(_: T) {}
 
 impl Guest {
     /// A store of the guest to a register that sets something in motion.
@@ -18,7 +18,10 @@ impl Guest {
         let toggled = |on: u64, register: u64| if self.load(register) & 1 == 0 { on } else { on & !1 };
         match choice {
             0..5 => (register::CQT, self.load(register::CQH).wrapping_sub(1) & 511),
-            5 => (register::DDTP, if self.load(register::DDTP) & 0xf == 0 { region(ROOT) >> 2 | 4 } else { 0 }),
+            5 => (
+                register::DDTP,
+                if self.load(register::DDTP).trailing_zeros() >= 3 { region(ROOT) >> 2 | 4 } else { 0 },
+            ),
             6 | 7 => (register::IPSR, 0xf),
             8 => (register::ICVEC, [0x3210, 0x7654, 0, 0xba98][vector as usize % 4]),
             9 => (register::CQCSR, toggled(0xf03, register::CQCSR)),
@@ -145,12 +148,20 @@ impl Guest {
             }
             ("page_request", Some(device)) => ignore(self.iommu.page_request(device, &page)),
             ("report_page_request", Some(device)) => {
-                let page = if number.is_multiple_of(2) { page } else { page.with_process(ProcessId::truncate(1), true) };
+                let page =
+                    if number.is_multiple_of(2) { page } else { page.with_process(ProcessId::truncate(1), true) };
                 let _ = self.iommu.report_page_request(device, &page);
             }
             ("page_request_timeout", Some(device)) => ignore(self.iommu.page_request_timeout(device, group, None)),
-            ("translate" | "next" | "ats_translate" | "page_request" | "report_page_request", None)
-            | ("page_request_timeout", None) => {}
+            (
+                "translate"
+                | "next"
+                | "ats_translate"
+                | "page_request"
+                | "report_page_request"
+                | "page_request_timeout",
+                None,
+            ) => {}
             ("add_cycles", _) => ignore(self.iommu.add_cycles(u64::MAX >> (number % 3))),
             ("report_lost", _) => ignore(self.iommu.report_lost(number % 2)),
             _ => return false,

@@ -88,7 +88,7 @@ impl Limits {
             requests: units + 2 * devices,
             responses: units.min(groups),
             releases: devices,
-            busy: (fences + 4 * (units + 6) + devices) * (devices + 1),
+            busy: (devices - 1) * (fences + devices + 1) + 5 * (devices + 1) + 8,
         }
     }
 
@@ -124,10 +124,10 @@ impl Limits {
             "report_fault" => Cost { loads: goes_on.loads + 6, bytes: goes_on.bytes + 112, ..goes_on },
             "snapshot" => {
                 let read = Self { units: 4 * self.devices, ..self }.goes_on();
-                let [stores, posts, wires, publishes, unmapped, drains, queries, adopts, responses] = [0; 9];
+                let Cost { watches, contexts, invalidates, fences, releases, busy, .. } = read;
                 let (loads, bytes, requests) = (12 * self.devices, 320 * self.devices, 2 * self.devices);
-                let orders = Cost { requests, responses, adopts, loads, bytes, ..read };
-                Cost { stores, posts, wires, publishes, unmapped, drains, queries, ..orders }
+                let orders = Cost { contexts, invalidates, fences, requests, releases, busy, ..Cost::default() };
+                Cost { loads, bytes, watches, ..orders }
             }
             "translate" | "next" | "ats_translate" => Self::translates(),
             "page_request" => Cost { loads: 3, bytes: 80, stores: 4, ..one(3, 5) },
@@ -136,9 +136,24 @@ impl Limits {
             "report_lost" => Cost { stores: 0, ..one(1, 2) },
             "start" => Cost { queries: 3, publishes: WORDS, ..Cost::default() },
             "attach_emulated" => Cost { queries: 2, ..Cost::default() },
-            "new" | "read" | "mmio_read" | "health" | "progress" | "stats" | "last_error" | "backend"
-            | "backend_mut" | "pieces" | "left" | "next_message" | "is_gpa_invalidated" | "guest_wrote"
-            | "cycles_until_overflow" | "page_request_timeout" | "with_ats" | "with_trusted_translations"
+            "new"
+            | "read"
+            | "mmio_read"
+            | "health"
+            | "progress"
+            | "stats"
+            | "last_error"
+            | "backend"
+            | "backend_mut"
+            | "pieces"
+            | "left"
+            | "next_message"
+            | "is_gpa_invalidated"
+            | "guest_wrote"
+            | "cycles_until_overflow"
+            | "page_request_timeout"
+            | "with_ats"
+            | "with_trusted_translations"
             | "with_response_failure" => Cost::default(),
             _ => return None,
         })

@@ -14,10 +14,11 @@ use crate::random::Random;
 
 /// How the host answers. A number is a turn: once in so many times, or never if it is 0.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent of each other")]
 pub(crate) struct Manner {
     /// Loads of more than one command fail.
     pub(crate) narrow: bool,
-    /// Fence data and messages can not be stored.
+    /// Messages can not be sent.
     pub(crate) mute: bool,
     /// Of so many contexts, all but one are set by way of a blocked state.
     pub(crate) detours: u64,
@@ -36,7 +37,7 @@ pub(crate) struct Manner {
     pub(crate) fails: u64,
     /// DMA of emulated devices goes on.
     pub(crate) drains: u64,
-    /// Records can not be stored.
+    /// Records and fence data can not be stored.
     pub(crate) full: u64,
 }
 
@@ -74,6 +75,8 @@ pub(crate) struct Host {
     pub(crate) regions: HashMap<u64, [u64; 8]>,
     /// A region whose words are leaf entries, each of the region of its index.
     pub(crate) leaves: Option<u64>,
+    /// Where memory ends.
+    pub(crate) end: Option<u64>,
     pub(crate) manner: Manner,
     pub(crate) cost: Cell<Cost>,
     pub(crate) issued: Option<Ticket>,
@@ -129,12 +132,13 @@ impl GuestMemory for Host {
             cost.bytes += 8 * out.len() as u64;
         });
         let number = at.get().checked_sub(region(0)).ok_or(MemoryFault::Access)? >> 24;
-        if self.manner.narrow && out.len() > 2 && number == COMMANDS {
+        if self.end.is_some_and(|end| at.get() >= end) || (self.manner.narrow && out.len() > 2 && number == COMMANDS) {
             return Err(MemoryFault::Access);
         }
         let moved = self.moved.get() ^ (self.manner.moves && number == 1);
         self.moved.set(moved);
-        let flip = u64::from(number != COMMANDS && self.turn(self.manner.flickers)) | u64::from(number == 1 && moved) << 10;
+        let flip =
+            u64::from(number != COMMANDS && self.turn(self.manner.flickers)) | u64::from(number == 1 && moved) << 10;
         for (word, at) in out.iter_mut().zip((at.get()..).step_by(8)) {
             let index = at >> 3;
             *word = flip
@@ -152,9 +156,10 @@ impl GuestMemory for Host {
         if self.turn(self.manner.full) { Err(MemoryFault::Access) } else { Ok(()) }
     }
 
-    fn post(&mut self, _at: Gpa, _data: u32, _why: Post) -> Result<(), MemoryFault> {
+    fn post(&mut self, _at: Gpa, _data: u32, why: Post) -> Result<(), MemoryFault> {
         self.spend(|cost| cost.posts += 1);
-        if self.manner.mute { Err(MemoryFault::Access) } else { Ok(()) }
+        let fails = if why == Post::FenceData { self.turn(self.manner.full) } else { self.manner.mute };
+        if fails { Err(MemoryFault::Access) } else { Ok(()) }
     }
 
     fn has_compare_exchange(&self) -> bool {
