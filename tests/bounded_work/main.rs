@@ -1,5 +1,6 @@
-//! What one call may cost the host, whatever guest and host do: each call of hostile histories is held against its bound
-//! in `docs/assurance.md`, histories that cost more are kept and changed further, and worst cases are built by hand.
+//! What one call may cost the host, whatever guest and host do: each call of hostile histories is held against its
+//! bound in `docs/assurance.md`, histories that cost more are kept and changed further, and worst cases are built by
+//! hand.
 
 #![expect(
     clippy::unwrap_used,

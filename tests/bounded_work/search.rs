@@ -131,12 +131,18 @@ fn play(kind: Kind, wires: bool, history: &[Action], aim: usize, worst: &mut Wor
     greatest
 }
 
+/// For a longer search.
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap())
+}
+
 #[test]
 fn no_call_of_a_hostile_history_costs_more_than_its_bound() {
-    let mut random = Random::new(1);
+    let mut random = Random::new(setting("BOUNDED_SEED").unwrap_or(1));
+    let rounds = setting("BOUNDED_ROUNDS").unwrap_or(8) as usize;
     let mut worst = Worst::new();
     let aims = Cost::default().counts().len();
-    for round in 0..8 * aims {
+    for round in 0..rounds * aims {
         let kind = if round % 5 == 4 { Kind::Counting } else { Kind::Nested };
         let (wires, aim) = (random.percent(15), round % aims);
         let mut history: Vec<Action> = (0..LENGTH).map(|_| Action::random(&mut random)).collect();
