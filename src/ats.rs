@@ -36,6 +36,7 @@ pub(crate) struct Itags<const ITAGS: usize> {
     /// completion that comes too late hardly finds another request in the place of its own.
     pub(crate) next: Itag,
     /// A request timed out and no fence has said so yet (rule FEN-07).
+    // UNSPECIFIED: also while the queue is off (rule CQ-25).
     pub(crate) timed_out: bool,
 }
 
@@ -117,7 +118,8 @@ impl<const ITAGS: usize> Itags<ITAGS> {
     }
 
     /// A device completed requests; whether each it names was one it has (rules ATS-20, ATC-04).
-    // UNSPECIFIED: EN_ATS of the device's context is not looked at (rule ATS-21).
+    // DEVIATES: also with EN_ATS = 0, as in the reference model: the guest that turned it off after it had asked would
+    // wait for a timeout (rules DC-02, ATS-21).
     pub(crate) fn complete(&mut self, from: Attachment, completion: InvalidationCompletion) -> bool {
         let mut expected = 0_u32;
         self.outstanding.retain_mut(|request| {

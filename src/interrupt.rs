@@ -189,6 +189,7 @@ impl Registers {
 fn send(registers: &Registers, memory: &mut impl GuestMemory, vector: u8, messages: &mut u64) -> Result<(), Gpa> {
     let entry = registers.msi(vector);
     let at = Gpa::new(entry.addr.into_bits());
+    // UNSPECIFIED: corrupted memory is a failure too (rules FLT-11, DISC-Q12).
     View::of(registers).post(memory, at, entry.data, Post::Interrupt).map_err(|_| at)?;
     *messages = messages.wrapping_add(1);
     Ok(())

@@ -64,7 +64,8 @@
 //! * Each record is read once and decided on as a copy.
 //! * Nothing a guest can trigger is logged louder than `debug`.
 //!
-//! Where the specification leaves a choice open, the code says `UNSPECIFIED` and which choice it makes.
+//! Where the specification leaves a choice open, the code says `UNSPECIFIED` and which choice it makes; where it does
+//! otherwise than the specification says, `DEVIATES` and why. `docs/conformance.md` lists both.
 #![no_std]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -10,7 +10,8 @@ use crate::regs::file::Registers;
 use crate::regs::{Lanes, Width, low_half};
 
 /// Times a word is looked at anew because it changed under its update.
-// UNSPECIFIED: the specification repeats without end, which a vCPU could make use of (rule VT-13).
+// DEVIATES: an update that a vCPU is always faster than ends in an access fault; the specification repeats it without
+// end (rules AD-03, VT-13).
 pub(crate) const ATTEMPTS: u8 = 8;
 
 /// Guest memory behind glass: a walk sees what it would come to, and changes nothing. Updates of entries come true for

@@ -156,7 +156,7 @@ impl PageRange {
     /// lowest 0 bit of the page number tells (rule VMA-14).
     const fn decode(page: u64, s: bool, non_leaf: bool) -> Self {
         let within = if s { page ^ page.wrapping_add(1) } else { 0 };
-        // UNSPECIFIED: all ones name every page, as all ones but the top bit do.
+        // UNSPECIFIED: all ones name every page, as all ones but the top bit do (rules VMA-14, QCMD-14).
         Self::of(page, within, non_leaf)
     }
 }

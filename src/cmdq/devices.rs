@@ -24,6 +24,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
 
     /// `ATS.INVAL`, to a device that takes part in ATS. Other functions have none: no timeout is made up for them
     /// (rules VC-11, VC-71).
+    // UNSPECIFIED: where no ITag is free the head stays on the command (rules ATC-03, CQ-24).
     pub(super) fn invalidate_at_device(&mut self, operands: &AtsInval) -> Result<(), Progress> {
         match self.emulated.named(operands.destination.device()) {
             None => self.nest.ats_invalidate(operands, self.registers, self.backend, self.budget),

@@ -171,7 +171,7 @@ impl Copied {
         // 22. None without QOSID (DCK-01).
         refuse_if(ta.rcid() & !rules.qos_mask != 0, &Violation("DC.ta.RCID", "is too wide", "DCK-22"))?;
         refuse_if(ta.mcid() & !rules.qos_mask != 0, &Violation("DC.ta.MCID", "is too wide", "DCK-22"))?;
-        // UNSPECIFIED: MSI translation without a second stage, which the text recommends to refuse.
+        // UNSPECIFIED: MSI translation without a second stage is refused, as the text recommends (rule DCK-23).
         refuse_if(bare && msi != BARE, &Violation("DC.msiptp.MODE", "needs a second stage in iohgatp", "DCK-23"))
     }
 

@@ -185,12 +185,13 @@ fn every_reserved_bit_of_an_entry_is_misconfigured() {
 
 #[test]
 fn a_context_is_poisoned_by_each_of_its_words_and_by_no_other() {
-    for extended in [false, true] {
-        let way = Way::new(1, extended, [0; 3]);
-        let directory = directory(1, with_format(extended), false);
+    for (levels, extended) in shapes() {
+        let way = Way::new(levels, extended, [0; 3]);
+        let directory = directory(levels, with_format(extended), false);
+        let context = way.entries[usize::from(levels) - 1];
         for word in 0..9 {
             let memory = way.memory(false);
-            memory.fail(Gpa::new(way.entries[0].get() + word * 8), 8, MemoryFault::Corruption);
+            memory.fail(Gpa::new(context.get() + word * 8), 8, MemoryFault::Corruption);
             let expected = if word < if extended { 8 } else { 4 } { Some(268) } else { None };
             assert_eq!(cause(&directory, &memory, way.id), expected, "DDT-12, DDT-18, REG-DDTP-20: word {word}");
         }

@@ -111,7 +111,7 @@ impl FaultQueue {
     /// A record that says what the last one says, while that one is unread, stands for it (rule FQ-07): unless the
     /// guest has to be interrupted for it, or has completed a fence since, which may have mended what the last one
     /// was about.
-    // UNSPECIFIED: how long one record stands for others.
+    // UNSPECIFIED: how long one record stands for others (rules FQ-07, FR-12).
     fn queue(&mut self, record: FaultRecord, env: &mut Env<'_, impl GuestMemory>) -> Recorded {
         let Env { registers, signals, memory, fenced } = env;
         let csr = registers.fqcsr();

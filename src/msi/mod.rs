@@ -63,7 +63,7 @@ impl MsiPte {
         if !flat.v() {
             return Err(Fault::new(Cause::MsiPteNotValid));
         }
-        // UNSPECIFIED: there is no custom use of entries, so they are misconfigured.
+        // UNSPECIFIED: there is no custom use of entries, so they are misconfigured (rule MSI-07).
         match (flat.c(), flat.m()) {
             (false, 3) if flat.rsvd0() == 0 && flat.rsvd1() == 0 => {
                 Ok(Destination::File(flat.ppn().base().or(gpa.get() & 0xfff)))

@@ -41,7 +41,7 @@ impl Mrif {
         let view = view.with_big_endian(false);
         let identity = match self.offset {
             0 => data,
-            // UNSPECIFIED: big-endian MSIs are supported.
+            // UNSPECIFIED: big-endian MSIs are supported (rules MRIF-03, MRIF-04).
             4 => data.swap_bytes(),
             // Accepted, and nothing comes of it.
             _ => return Ok(()),
@@ -56,7 +56,7 @@ impl Mrif {
                 MemoryFault::Corruption => Cause::MrifDataCorruption,
             })
         })?;
-        // UNSPECIFIED: a notice that can not be stored is lost; no cause stands for it.
+        // UNSPECIFIED: a notice that can not be stored is lost; no cause stands for it (rule MRIF-09).
         if view.post(memory, self.notice.base(), self.nid, Post::Notice).is_err() {
             log::debug!("the notice of an interrupt file in memory could not be stored");
         }
@@ -72,6 +72,6 @@ fn set(memory: &mut impl GuestMemory, view: View, at: Gpa, bit: u64) -> Result<(
             return Ok(());
         }
     }
-    // UNSPECIFIED: as for page-table entries, an update does not go on without end.
+    // DEVIATES: an update that a vCPU is always faster than ends, as that of a page-table entry does (rule VT-13).
     Err(MemoryFault::Access)
 }

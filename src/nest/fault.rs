@@ -78,6 +78,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         }
         // The guest's context is good, and the host did not carry it out: it refused, or lost what it was given.
         let lost = !in_transit && slot.live == Some(reading.context(slot.granted())) && !is_the_hosts_alone(cause);
+        // UNSPECIFIED: an access that the host failed is shown as one that reached nothing (rule VT-04).
         // A message was no access: on an IOMMU of the guest's own it would be in its queue (rules PRI-02, PRI-03).
         let is_access = access != TransactionType::MessageRequest;
         if is_access && (slot.refused || self.gate != Gate::Open || lost) {

@@ -124,7 +124,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             group.of.device() == destination.device()
                 && group.index == payload.prgi()
                 && group.whole
-                // UNSPECIFIED: without a PASID, of groups of several processes the one that was asked for first.
+                // UNSPECIFIED: without a PASID, of groups of several processes the one that was asked for first (rules PRG-04,
+                // PRG-05).
                 && (destination.process.is_none() || destination.process == group.process)
         };
         let Some(at) = self.groups.0.iter().position(answers) else {

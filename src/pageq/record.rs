@@ -62,7 +62,7 @@ pub struct PageRequestPayload {
 
 impl PageRequestPayload {
     /// Whether this is a Stop Marker: the last of its group, and for no access.
-    // UNSPECIFIED: with or without a PASID.
+    // UNSPECIFIED: with or without a PASID (rules PRI-05, DISC-Q10).
     #[must_use]
     pub const fn is_stop_marker(self) -> bool {
         self.l() && !self.r() && !self.w()

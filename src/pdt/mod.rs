@@ -57,23 +57,23 @@ impl ProcessDirectory {
         // 1. a is the root page, i counts the levels down.
         let mut table = self.pdtp.root;
         for level in (1..self.pdtp.mode.levels()).rev() {
-            // 2-5. Translate the entry's address and load it.
+            // 2-6. Translate the entry's address and load it.
             let pdte: PdtEntry = self.load(walker, table, index(process, level), access, loads)?;
-            // 6. Not valid: nothing else in it may be looked at.
+            // 7. Not valid: nothing else in it may be looked at.
             if !pdte.v() {
                 return Err(Fault::because(Cause::PdtNotValid, &Violation("pdte.V", "is 0", "PDT-07")));
             }
-            // 7. Reserved bits.
+            // 8. Reserved bits.
             if pdte.rsvd0() != 0 || pdte.rsvd1() != 0 {
                 let reason = &Violation("pdte", "has a reserved bit that is 1", "PDT-07");
                 return Err(Fault::because(Cause::PdtMisconfigured, reason));
             }
-            // 8. Descend.
+            // 9. Descend.
             table = pdte.ppn();
         }
-        // 9. Load the context, whole, once.
+        // 10. Load the context, whole, once.
         let context: ProcessContext = self.load(walker, table, index(process, 0), access, loads)?;
-        // 10-12. Valid, and configured as the capabilities allow.
+        // 11-12. Valid, and configured as the capabilities allow.
         self.judge(context)
     }
 
@@ -130,12 +130,12 @@ fn fault(stop: Stop, access: Access) -> Fault {
         Stop::GuestPageFault(iotval2) => Fault { iotval2, ..Fault::new(access.guest_page_fault()) },
         Stop::Memory(MemoryFault::Corruption) => Fault::because(
             Cause::PdtDataCorruption,
-            &Violation("the process directory", "leads to memory whose content is lost", "PDT-07"),
+            &Violation("the way to the process context", "leads to memory whose content is lost", "PDT-07, -08, -11"),
         ),
         // There is no first stage on the way to a directory entry.
         Stop::Memory(MemoryFault::Access) | Stop::PageFault => Fault::because(
             Cause::PdtLoadAccessFault,
-            &Violation("the process directory", "leads to where the guest has no memory", "PDT-07"),
+            &Violation("the way to the process context", "leads to where the guest has no memory", "PDT-07, -08, -11"),
         ),
     }
 }

@@ -102,7 +102,7 @@ impl Registers {
     }
 
     /// The state after a reset (rules REG-RST-01 to REG-RST-05, REG-MAP-26).
-    // UNSPECIFIED: what the specification leaves open is 0.
+    // UNSPECIFIED: what the specification leaves open is 0 (rule REG-RST-01).
     pub(crate) const fn of(setup: Setup) -> Self {
         // A compiler that keeps the encodings in a table does not see that they fit.
         let mode = setup.reset_mode.encoding() & 0xf;

@@ -120,7 +120,8 @@ impl AtsTranslation {
     }
 
     /// No permission.
-    // UNSPECIFIED: the address; a device learns nothing from 0. CXL.io, where no memory type is known (rule ATS-13).
+    // UNSPECIFIED: the address; a device learns nothing from 0 (rule ATS-04). CXL.io, where no memory type is known
+    // (ATS-13).
     const fn nothing(request: &AtsRequest) -> Self {
         Self {
             address: 0,
@@ -153,6 +154,7 @@ impl AtsTranslation {
             address: address & !size.wrapping_sub(1),
             size,
             read,
+            // UNSPECIFIED: with the request that sets D already, not from the next one on (rule ATS-08).
             write,
             execute,
             privileged: request.is_privileged(),
@@ -180,6 +182,7 @@ pub(crate) const fn completion_of(refusal: &Refusal, request: &AtsRequest) -> (A
         | Cause::WriteGuestPageFault
         | Cause::MsiPteNotValid
         | Cause::PdtNotValid => (AtsCompletion::Success(AtsTranslation::nothing(request)), false),
+        // UNSPECIFIED: for lost memory, and what an MSI page table is wrong with, too (rules ATS-03, DISC-Q08).
         _ => (AtsCompletion::CompleterAbort, true),
     }
 }

@@ -254,7 +254,8 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
         if let Destination::File(_) = destination {
             ioatc.insert_msi(gscid, gpa, pte);
         }
-        // Interrupt files can not be executed (rule MSI-11).
+        // Interrupt files can not be executed (rule MSI-11), and those in memory read as 0.
+        // UNSPECIFIED: a read of one in memory is no error (rule MRIF-02).
         match ask.access() {
             Access::Execute if !ask.is_ats => Err(Fault::new(Cause::InstructionAccessFault)),
             _ => Ok(destination),
@@ -314,12 +315,13 @@ fn need(ask: Ask, is_translated: bool, entered: &Entered) -> Need {
     let access = ask.access();
     let needs = |wanted: Access| !ask.is_ats && access == wanted;
     Need {
+        // UNSPECIFIED: a fetch needs X, and R as well if it is translated (rule ACC-06).
         read: needs(Access::Read) || (is_translated && needs(Access::Execute)),
         write: needs(Access::Write),
         execute: needs(Access::Execute),
         dirties: ask.writes,
         supervisor: entered.supervisor,
-        // An ATS request gets no X there instead.
+        // UNSPECIFIED: an ATS request gets R and W there, without X (rule ATS-11).
         fetches: ask.executes && !ask.is_ats,
         sum: entered.sum,
         implicit: Implicit::No,
@@ -330,6 +332,7 @@ fn need(ask: Ask, is_translated: bool, entered: &Entered) -> Need {
 fn fault(stop: Stop, access: Access) -> Fault {
     match stop {
         Stop::PageFault => Fault::new(access.page_fault()),
+        // UNSPECIFIED: offsets in the page are told, in `iotval` and in `iotval2` (rules FQ-53, FQ-56).
         Stop::GuestPageFault(iotval2) => Fault { iotval2, ..Fault::new(access.guest_page_fault()) },
         Stop::Memory(MemoryFault::Access) => Fault::new(access.access_fault()),
         Stop::Memory(MemoryFault::Corruption) => Fault::new(Cause::PtDataCorruption),

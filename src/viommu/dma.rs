@@ -269,7 +269,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         let piece = self.iommu.translate(&request);
         if let Ok(piece) = &piece {
             let length = request.length.saturating_sub(piece.length);
-            // UNSPECIFIED: a request goes on at address 0 behind the last one.
+            // UNSPECIFIED: a request goes on at address 0 behind the last one (rule ACC-08).
             let iova = Iova::new(request.iova.get().wrapping_add(piece.length));
             self.left = (length != 0).then_some(Request { iova, length, ..request });
         }

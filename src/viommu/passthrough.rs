@@ -209,7 +209,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     }
 
     /// The host lost `count` faults of this guest's devices, which it is told by `fqof`.
-    // UNSPECIFIED: the specification knows no record lost before the queue; to the guest it overflowed.
+    // DEVIATES: `fqof` although the queue is not full: no bit says that a record was lost before it (rules REG-FQCSR-05,
+    // FQ-06).
     pub fn report_lost(&mut self, count: u64) -> Progress {
         self.stats.faults_lost = self.stats.faults_lost.wrapping_add(count);
         let csr = self.registers.fqcsr();

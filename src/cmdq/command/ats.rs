@@ -39,7 +39,7 @@ impl Destination {
     }
 
     /// The `device_id` of the function.
-    // UNSPECIFIED: without `DSV` it is that of segment 0.
+    // UNSPECIFIED: without `DSV` it is that of segment 0 (rules ATC-01, PRI-01).
     #[must_use]
     pub fn device(self) -> DeviceId {
         DeviceId::truncate(u32::from(self.segment.unwrap_or(0)) << 16 | u32::from(self.rid))

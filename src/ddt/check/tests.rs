@@ -351,7 +351,7 @@ fn a_good_context_says_what_its_first_stage_is() {
     ];
     for (tc, fsc, first_stage) in cases {
         let checked = judge(&[tc | SADE, SV39X4 | 4, 0xabcd_e000, fsc], ALL).unwrap();
-        assert_eq!(checked.first_stage, first_stage, "DC-06, DC-21, DC-24, DC-25");
+        assert_eq!(checked.first_stage, first_stage, "DC-06, DC-21, DC-24, DC-25, DX-04");
         assert_eq!(checked.tc.into_bits(), tc | SADE);
         let second_stage =
             SecondStageContext { mode: SecondStageMode::Sv39x4, root: Ppn::truncate(4), gscid: Gscid::truncate(0) };

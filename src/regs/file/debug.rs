@@ -13,7 +13,7 @@ pub(super) struct TranslationRequest {
 }
 
 impl TranslationRequest {
-    // UNSPECIFIED: all 0 after reset; required is only that of `Go/Busy`.
+    // UNSPECIFIED: all 0 after reset; required is only that of `Go/Busy` (rule REG-RST-01).
     pub(super) const fn new() -> Self {
         Self { iova: TrReqIova::new(), ctl: TrReqCtl::new(), response: TrResponse::new() }
     }

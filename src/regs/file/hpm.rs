@@ -23,7 +23,7 @@ struct Counter {
 const LAST_EVENT: u16 = 8;
 
 impl Hpm {
-    // UNSPECIFIED: counters and events are 0 after reset.
+    // UNSPECIFIED: counters and events are 0 after reset (rule REG-RST-01).
     pub(super) const fn new() -> Self {
         let counter = Counter { count: 0, event: Iohpmevt::new() };
         Self { inhibits: Iocountinh::new(), cycles: Iohpmcycles::new(), counters: [counter; 31] }
@@ -36,7 +36,7 @@ impl Hpm {
 
 impl Registers {
     /// Number of programmable counters, the first ones of 31; 0 where there is no performance monitor (REG-CAP-43).
-    // UNSPECIFIED: all counters have all their bits.
+    // UNSPECIFIED: how many there are is the configuration's; each has all its bits (rules REG-CAP-43, HPM-07).
     pub(crate) const fn counters(&self) -> u8 {
         if self.setup.capabilities.hpm() { self.setup.counters } else { 0 }
     }

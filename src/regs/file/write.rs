@@ -181,7 +181,7 @@ impl Registers {
     }
 
     // UNSPECIFIED: all four fields are as wide as the number of vectors needs, also those of causes that are not
-    // offered; Linux writes all four and reads them back.
+    // offered; Linux writes all four and reads them back (rules REG-ICVEC-03, REG-ICVEC-04).
     fn write_icvec(&mut self, new: Icvec) {
         let mask = self.setup.vectors.saturating_sub(1);
         self.icvec = Icvec::new()
@@ -200,11 +200,14 @@ impl Registers {
         }
     }
 
+    // UNSPECIFIED: every size there is a number for (rule REG-QB-01).
     fn queue_base(&self, new: QueueBase) -> QueueBase {
         QueueBase::new().with_log2sz_minus_1(new.log2sz_minus_1()).with_ppn(self.within_pas(new.ppn()))
     }
 
-    /// The page number cut to the physical address size (rules REG-DDTP-04, REG-QB-03).
+    /// The page number cut to the physical address size.
+    // UNSPECIFIED: bits above it are not kept, of these and of message addresses (rules REG-DDTP-04, REG-QB-03,
+    // REG-MSI-03).
     fn within_pas(&self, ppn: Ppn) -> Ppn {
         Ppn::truncate(ppn.get() & (self.address_mask() >> 12))
     }
