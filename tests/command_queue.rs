@@ -297,7 +297,7 @@ fn what_concerns_nothing_there_is_passes_without_an_order() {
 fn an_invalidation_of_translations_reads_no_directory_and_touches_no_context() {
     let mut guest = Guest::new();
     let _ = guest.ring([Iotinval::ALL.vma(), page(1), Iotinval::ALL.gvma(), fence()]);
-    assert_eq!(guest.memory.take_loads(), [(RING, 8)], "QCMD-15, VMA-17, DIR-05");
+    assert_eq!(guest.memory.take_loads(), [(RING, 8)], "QCMD-15, VMA-17");
     assert_eq!(guest.ordered(), (vec![vec![Invalidation::FirstStage]], vec![FenceScope::new(false, false)]));
 }
 

@@ -368,7 +368,7 @@ fn each_structure_has_its_byte_order() {
         nested.first.map(IOVA, PAGE, 0, pte::RW & !pte::A & !pte::D);
         nested.set_second(PAGE, pte::RW & !pte::A & !pte::D);
         let write = nested.write(IOVA).with_process(PROCESS, false);
-        assert_eq!(nested.rig.address(write), Ok(OUTPUT), "END-02, END-04, END-05, PDT-14: {be}, {sbe:#x}");
+        assert_eq!(nested.rig.address(write), Ok(OUTPUT), "END-02, END-04, END-05, PDT-14, DX-05: {be}, {sbe:#x}");
         let first = nested.first.get(IOVA, 0);
         assert_eq!(first, PAGE >> 2 | pte::RW, "END-05, EDN-02, EDN-07: {be}, {sbe:#x}");
         let second = nested.second.get(PAGE, 0);
@@ -376,7 +376,7 @@ fn each_structure_has_its_byte_order() {
         // A directory in the other order is not read as one in its own.
         nested.set_tc((TC | sbe) ^ SBE);
         let read = nested.read(IOVA).with_process(PROCESS, false);
-        assert!(matches!(nested.rig.address(read), Err(265..=267 | 21)), "END-04, PDT-14: {be}, {sbe:#x}");
+        assert!(matches!(nested.rig.address(read), Err(265..=267 | 21)), "END-04, PDT-14, DX-05: {be}, {sbe:#x}");
     }
 }
 

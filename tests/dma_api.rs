@@ -389,7 +389,7 @@ fn t38_what_a_fence_waits_for_is_what_was_handed_out_before_it() {
         let count = commands.len();
         let progress = rig.run(commands.into_iter().chain([last.encode()]));
         let expected = if waits { Progress::Waiting } else { Progress::Idle };
-        assert_eq!(progress, expected, "T38, VC-41, FEN-03: {count} commands, {last:?}");
+        assert_eq!(progress, expected, "T38, VC-41, FEN-03, SWG-20: {count} commands, {last:?}");
         if waits {
             assert_eq!(rig.iommu.drained(epoch), Progress::Idle, "T38");
         }

@@ -284,7 +284,7 @@ fn a_fence_that_orders_accesses_waits_for_dma_that_is_under_way() {
         let _ = rig.memory.take_drains();
         let translation = rig.translate(Request::write(rig.device, Iova::new(0x8000))).expect("both stages are Bare");
         assert_eq!(rig.run([fence]), Progress::Waiting);
-        assert_eq!((rig.read(CQH), rig.memory.take_drains()), (1, vec![translation.epoch]), "SYNC-04, CQ-10");
+        assert_eq!((rig.read(CQH), rig.memory.take_drains()), (1, vec![translation.epoch]), "SYNC-04, CQ-10, SWG-20");
         // What comes later is not waited for, and neither is the wait over for it.
         let _ = rig.translate(Request::write(rig.device, Iova::new(0x9000)));
         let _ = rig.iommu.run();

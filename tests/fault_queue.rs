@@ -150,7 +150,7 @@ fn every_cause_is_shown_as_the_guest_could_have_caused_it() {
     cases.extend([20, 21, 23, 261, 262, 263, 264, 270, 271].map(|code| (code, [1, 5, 7])));
     cases.extend([257, 258, 259, 260, 268].map(|code| (code, [1, 5, 7])));
     cases.extend([256, 272, 273].map(|code| (code, [0; 3])));
-    assert_eq!(cases.len(), (0..4096).filter_map(Cause::decode).count(), "every cause, FQ-45");
+    assert_eq!(cases.len(), (0..4096).filter_map(Cause::decode).count(), "every cause, FQ-45, DISC-Q03");
     let accesses =
         [TransactionType::UntranslatedExecute, TransactionType::UntranslatedRead, TransactionType::UntranslatedWrite];
     for (code, shown) in cases {
@@ -324,7 +324,7 @@ fn a_queue_of_n_entries_holds_one_less_and_then_overflows() {
             assert_eq!(guest.state(), (ON | ENABLE, page), "Q-02, FQ-02 with 2^{log2}");
         }
         guest.fault(last + 1);
-        assert_eq!(guest.state(), (ON | ENABLE | FQOF, last), "Q-02, FQ-03, REG-FQCSR-05");
+        assert_eq!(guest.state(), (ON | ENABLE | FQOF, last), "Q-02, FQ-03, REG-FQCSR-05, DX-45, DISC-Q11");
         assert_eq!(guest.pages(), (1..=last).collect::<Vec<_>>(), "FQ-03: nothing is overwritten");
         assert_eq!(guest.rig.iommu.stats().faults_recorded, last);
     }

@@ -263,7 +263,7 @@ mod contexts {
         assert_eq!(rig.iommu.report_fault(attachment, &fault), Progress::Idle);
         assert!(rig.orders().is_empty(), "T22");
         // Nor is the guest left to guess: its own context is good.
-        assert_eq!(rig.records().iter().map(|record| record[0] & 0xfff).collect::<Vec<_>>(), [5], "FR-01");
+        assert_eq!(rig.records().iter().map(|record| record[0] & 0xfff).collect::<Vec<_>>(), [5], "VT-04");
         assert_eq!(rig.context(0), "Blocked");
     }
 

@@ -240,7 +240,11 @@ fn what_is_absent_or_reserved_is_zero_and_stays_zero() {
             // ATS 56..72 and 80, HPM 88..600, DBG 600..624, QOSID 624, custom 12 and 688..760, the rest is reserved.
             let width = if width == 8 { Width::U64 } else { Width::U32 };
             let _ = rig.iommu.write(offset, width, ALL_ONES);
-            assert_eq!(rig.iommu.read(offset, width), 0, "REG-ACC-11 to -13, REG-MAP-11 to -33: {offset}");
+            assert_eq!(
+                rig.iommu.read(offset, width),
+                0,
+                "REG-ACC-11 to -13, REG-MAP-11 to -13, -16, -18 to -28, -30 to -33, DISC-R05: {offset}"
+            );
             assert_eq!(rig.read(offset), 0, "REG-ACC-11 to -13: {offset}");
         }
     }
@@ -305,6 +309,8 @@ fn only_what_is_implemented_is_offered() {
         (nested, 0x0c38_0840_0e10),
         (Config::emulated().with_capabilities(Capabilities::new().with_pas(32)), 0x0020_0000_0010),
         (Config::emulated().with_big_endian(true), 0x0df8_0900_ce10),
+        // No T2GPA without a second stage.
+        (Config::emulated().with_ats(true), 0x0df8_0300_ce10),
         (Config::emulated().with_extended_contexts(true), 0x0df8_0140_ce10),
         (Config::emulated().with_second_stage(true), 0x0df8_010e_ce10),
         (Config::emulated().with_pas(40), 0x0de8_0100_ce10),

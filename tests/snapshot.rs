@@ -196,7 +196,7 @@ fn a_restore_that_fails_leaves_every_device_blocked() {
 fn a_guest_whose_hardware_failed_goes_on_where_it_works() {
     let mut rig = Rig::new().translating();
     rig.physical.answer_next_fence(Err(OrderError::Fatal));
-    assert!(!rig.fence(), "VC-47: it stays incomplete");
+    assert!(!rig.fence(), "FEN-01, VC-40: it stays incomplete");
     assert_eq!(rig.iommu.health(), Health::Failed);
     let image = image_of(&mut rig);
     assert_eq!(rig.iommu.restore(&image), Ok(Progress::Idle));

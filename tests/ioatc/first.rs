@@ -235,7 +235,7 @@ fn after_the_command_the_tables_are_read_as_they_are() {
         }
         table.unmap(PAGE, 0);
         vm.run(&[operands(None, Some(1), Some(PAGE)).vma(), [0x3002, 0]]);
-        assert_eq!(vm.read(0, PAGE), READ_PAGE_FAULT, "VMA-16, SWG-20");
+        assert_eq!(vm.read(0, PAGE), READ_PAGE_FAULT, "VMA-16");
     }
 }
 
