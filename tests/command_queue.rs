@@ -344,8 +344,10 @@ fn a_partial_batch_waits_over_doorbells_for_the_fence() {
         assert_eq!(guest.cqh(), number + 1, "CQX-06, CQ-04, VC-06");
     }
     assert_eq!(guest.ordered(), (vec![], vec![]), "VC-06");
-    let _ = guest.ring([fence()]);
-    assert_eq!(guest.ordered().0, [[order(0), order(1), order(2), order(3)]], "FEN-01, CQ-08");
+    guest.physical.set_pending(true);
+    assert_eq!((guest.ring([fence()]), guest.cqh()), (Progress::Waiting, 4), "CQ-08: they are not complete");
+    assert_eq!(guest.ordered().0, [[order(0), order(1), order(2), order(3)]], "FEN-01");
+    assert_eq!((guest.end_fence(FenceOutcome::Complete), guest.cqh()), (Progress::Idle, 5), "CQ-08");
 }
 
 #[test]
