@@ -181,6 +181,7 @@ fn an_illegal_command_says_which_field_breaks_which_rule() {
         (0x7f, 0, "opcode is reserved or custom (CMD-01)"),
         (FENCE | 1 << 7, 0, "func3 is one the opcode does not have (CMD-01)"),
         (VMA | WSI, 0, "IOTINVAL has a reserved bit that is 1 (CMD-04)"),
+        (VMA | NL, 0, "IOTINVAL.NL needs capabilities.NL (CMD-04)"),
         (VMA | NL, S, "IOTINVAL.NL needs capabilities.NL (CMD-04)"),
         (GVMA | PSCV, S, "IOTINVAL.S needs capabilities.S (CMD-04)"),
         (GVMA | PSCV, 0, "IOTINVAL.GVMA.PSCV is 1 (CMD-06)"),
