@@ -268,6 +268,20 @@ mod invalidations {
     }
 
     #[test]
+    fn to_a_device_that_leaves_are_complete_at_once() {
+        let mut rig = rig(1);
+        rig.physical.set_pending(true);
+        assert_eq!(rig.iommu.detach(id(0)), Ok(Progress::Waiting));
+        let _ = rig.orders();
+        let _ = rig.ring([function(0).inval(page(1)), FENCE.encode()]);
+        assert_eq!(rig.read(register::CQH), u64::from(rig.commands.tail()) - 1, "VC-71: only the fence waits");
+        assert!(
+            rig.orders().iter().all(|order| !order.starts_with("ats 0 1-1")),
+            "VC-70: it is not the guest's any more"
+        );
+    }
+
+    #[test]
     fn follow_every_order_before_them() {
         let mut rig = rig(1);
         let _ = rig.ring([Iotinval::ALL.pscid(pscid(1)).vma(), function(0).inval(page(1)), FENCE.encode()]);

@@ -267,6 +267,9 @@ mod faults {
             }
             let fault = HostFault::new(ReadGuestPageFault, Read, IOVA).with_process(process(5), false);
             assert_eq!(shown(&mut rig, attachment, &fault), Some(code), "VT-05, FR-08");
+            // The host's MSI page tables are on the way to no process context.
+            let fault = HostFault::new(Cause::MsiPteNotValid, Read, IOVA).with_process(process(5), false);
+            assert_eq!(shown(&mut rig, attachment, &fault), Some(5), "VT-06");
         }
     }
 

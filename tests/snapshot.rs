@@ -266,6 +266,48 @@ fn the_last_record_stands_for_others_as_long_as_it_would_have() {
 }
 
 #[test]
+fn a_record_does_not_stand_for_others_behind_a_fence_that_is_under_way_or_yet_to_come() {
+    // Bit 1 of byte 21: the record of bytes 48 to 79 stands for others.
+    let standing = |rig: &mut Rig| image_of(rig)[21] & 2 != 0;
+    let rig = || {
+        let mut rig = Rig::new().translating();
+        rig.directory.set(id(1), &rig.a.context(pscid(1)));
+        let (device, _) = rig.attach(1);
+        let fault = HostFault::new(Cause::ReadPageFault, TransactionType::UntranslatedRead, IOVA);
+        let _ = rig.iommu.report_fault(device, &fault);
+        assert!(standing(&mut rig), "FQ-07");
+        rig
+    };
+    let mut waits = rig();
+    waits.physical.set_pending(true);
+    let _ = waits.ring([FENCE.encode()]);
+    assert!(!standing(&mut waits), "FQ-07: the guest's fence has been ordered");
+    let mut busy = rig();
+    busy.physical.answer_next_invalidate(Err(OrderError::Busy));
+    busy.physical.answer_next_invalidate(Err(OrderError::Busy));
+    busy.directory.set(id(0), &busy.b.context(pscid(2)));
+    assert_eq!(busy.iommu.resync(id(0)), Progress::Waiting);
+    assert!(!standing(&mut busy), "FQ-07: the fence of the change has not been ordered, and will be");
+}
+
+#[test]
+fn an_image_says_whether_the_fence_of_a_directory_was_ordered() {
+    // Bit 6 of byte 21.
+    let ordered = |rig: &mut Rig| image_of(rig)[21] & 1 << 6 != 0;
+    let mut rig = Rig::new().translating();
+    assert!(!ordered(&mut rig));
+    rig.physical.set_pending(true);
+    assert_eq!(rig.ddtp(nesting_rig::OFF), Progress::Waiting);
+    assert!(ordered(&mut rig), "REG-DDTP-12");
+    let mut rig = Rig::new().translating();
+    for _ in 0..4 {
+        rig.physical.answer_next_set_context(Err(OrderError::Busy));
+    }
+    assert_eq!(rig.ddtp(nesting_rig::OFF), Progress::Waiting);
+    assert!(!ordered(&mut rig), "REG-DDTP-12: the device is not blocked yet");
+}
+
+#[test]
 fn the_guests_invalidations_go_out_as_they_would_have() {
     for clean in [false, true] {
         let mut rig = Rig::new().translating();

@@ -58,8 +58,6 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             match self.step_on(backend) {
                 // Slots went on: there may be more for them to do.
                 Ok(true) => {}
-                // So there is for one that did not answer as that fence ended.
-                Ok(false) if progress == Progress::Idle && self.slots.iter().any(Slot::is_due) => {}
                 Ok(false) => return progress,
                 Err(Stalled) => return progress.max(Progress::Waiting),
             }

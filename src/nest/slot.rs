@@ -348,11 +348,6 @@ impl<D> Slot<D> {
         if self.is_quarantined() { Ats::Off } else { self.grant.ats }
     }
 
-    /// Its context is to be another one, and nothing has been done about that yet.
-    pub(super) fn is_due(&self) -> bool {
-        !self.hold && self.live != Some(self.wanted)
-    }
-
     /// Nothing is left to be done to give the device the context of the guest's directory, as far as that was read.
     pub(super) fn is_settled(&self) -> bool {
         self.stale.is_none() && !self.hold && self.live == Some(self.wanted)
