@@ -18,6 +18,7 @@
 //! | [`compare_exchange`](GuestMemory::compare_exchange), [`has_compare_exchange`](GuestMemory::has_compare_exchange) | updates of A and D bits (`AMO_HWAD`) for emulated devices, interrupt files in memory (`MSI_MRIF`) |
 //! | [`counts_dma`](GuestMemory::counts_dma), [`drain`](GuestMemory::drain) | DMA of emulated devices that outlives the lock its translation was asked for under |
 //! | [`unmapped`](GuestMemory::unmapped) | translations kept for a second access |
+//! | [`watch`](GuestMemory::watch) | devices whose context becomes valid without a command are seen at once ([`guest_wrote`](crate::VIommu::guest_wrote)) |
 //! | [`publish`](GuestMemory::publish) | register reads without a trap ([`Config::with_mirror`](crate::Config::with_mirror)) |
 //!
 //! # Locks
@@ -568,8 +569,8 @@ pub trait PhysicalIommu {
     /// blocked, what was cached for it is dropped, and a fence has completed since.
     ///
     /// A device that had ATS was told to forget what it keeps itself: behind [`Context::Quiesced`], where its IOMMU has
-    /// `T2GPA`. If it did not answer that, or before, which the driver saw as it ended a fence with a timeout, the host
-    /// resets the function before it gives it to anyone.
+    /// `T2GPA`. Where it has not, or the driver refused that or ended a fence with a timeout while the device left or
+    /// before, the host resets the function before it gives it to anyone.
     fn release(&mut self, device: Self::Device);
 }
 

@@ -226,7 +226,7 @@ impl Config {
     }
 
     /// The registers' part of the configuration, with `capabilities` as the guest will read them: configuration and
-    /// crate and host (design rule MRG-12).
+    /// crate and host (rule MRG-12).
     pub(crate) fn setup(
         &self,
         kinds: InterruptKinds,
