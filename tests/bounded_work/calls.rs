@@ -11,6 +11,20 @@ use crate::host::{CONTEXTS, Host, ROOT, region};
 
 pub(crate) fn ignore<T>(_: T) {}
 
+fn fault(number: u64) -> HostFault {
+    let of_table = SecondStageFault::new(Gpa::new(region(12))).with_implicit(true);
+    let (cause, access) = [
+        (Cause::DdtNotValid, TransactionType::UntranslatedWrite),
+        (Cause::WritePageFault, TransactionType::UntranslatedWrite),
+        (Cause::WriteGuestPageFault, TransactionType::UntranslatedWrite),
+        (Cause::TransactionTypeDisallowed, TransactionType::UntranslatedRead),
+        (Cause::TransactionTypeDisallowed, TransactionType::AtsTranslationRequest),
+    ][(number / 8 % 5) as usize];
+    let fault = HostFault::new(cause, access, Iova::new(number << 12)).with_second_stage(of_table);
+    let processes = ProcessId::truncate(1);
+    if number.is_multiple_of(2) { fault } else { fault.with_process(processes, true) }
+}
+
 impl Guest {
     /// A store of the guest to a register that sets something in motion.
     fn access(&mut self, number: u64) -> (u64, u64) {
@@ -27,7 +41,7 @@ impl Guest {
             9 => (register::CQCSR, toggled(0xf03, register::CQCSR)),
             10 => (register::FQCSR, toggled(0x303, register::FQCSR)),
             11 => (register::PQCSR, toggled(0x303, register::PQCSR)),
-            12 => (register::MSI_CFG_TBL + 16 * (vector % 4) + 8, u64::MAX * (vector / 4 % 2)),
+            12 => (register::MSI_CFG_TBL + 16 * (vector % 4) + 12, vector / 4 % 2),
             13 => (register::FQH, self.load(register::FQT)),
             14 => (register::PQH, self.load(register::PQT)),
             _ => (register::TR_REQ_CTL, 1 | u64::from(id(vector).get()) << 40),
@@ -89,19 +103,8 @@ impl Guest {
                 self.image.truncate(bytes);
             }
             "report_fault" => {
-                let of_table = SecondStageFault::new(Gpa::new(region(12))).with_implicit(true);
-                let (cause, access) = [
-                    (Cause::DdtNotValid, TransactionType::UntranslatedWrite),
-                    (Cause::WritePageFault, TransactionType::UntranslatedWrite),
-                    (Cause::WriteGuestPageFault, TransactionType::UntranslatedWrite),
-                    (Cause::TransactionTypeDisallowed, TransactionType::UntranslatedRead),
-                    (Cause::TransactionTypeDisallowed, TransactionType::AtsTranslationRequest),
-                ][(number / 8 % 5) as usize];
-                let fault = HostFault::new(cause, access, Iova::new(number << 12)).with_second_stage(of_table);
-                let processes = ProcessId::truncate(1);
-                let fault = if number.is_multiple_of(2) { fault } else { fault.with_process(processes, true) };
                 if let Some(attached) = mine {
-                    let _ = self.iommu.report_fault(attached, &fault);
+                    let _ = self.iommu.report_fault(attached, &fault(number));
                 }
             }
             _ => return self.answer(name, number, mine),

@@ -111,7 +111,8 @@ impl Guest {
 
     pub(crate) fn store(&mut self, register: u64, value: u64) {
         let narrow = [register::FCTL, register::CQT, register::FQH, register::PQH].contains(&register)
-            || (register::CQCSR..=register::IOCOUNTINH).contains(&register);
+            || (register::CQCSR..=register::IOCOUNTINH).contains(&register)
+            || (register >= register::MSI_CFG_TBL && register % 16 == 12);
         let _ = self.iommu.write(register, if narrow { Width::U32 } else { Width::U64 }, value);
     }
 

@@ -169,6 +169,15 @@ fn a_lost_message_costs_a_record_and_each_cause_is_lost_once() {
     let cost = guest.cost("write", |guest| guest.store(register::IPSR, 0xf));
     assert_eq!((cost.stores, cost.posts), (3, 3), "T14: the bound is reached");
 
+    // One that waited for its mask.
+    let mut guest = self::guest(4, 0, 0, 9);
+    guest.store(register::MSI_CFG_TBL + 12, 1);
+    guest.repeat([ILLEGAL; 4]);
+    assert_eq!(guest.cost("write", Guest::doorbell).posts, 0);
+    guest.manner(Manner { mute: true, ..Manner::default() });
+    let cost = guest.cost("write", |guest| guest.store(register::MSI_CFG_TBL + 12, 0));
+    assert_eq!((cost.stores, cost.posts), (2, 2), "T14: it and the record's");
+
     // Fences that store, and then nothing to read.
     let units = 16;
     let mut guest = self::guest(units, 0, 0, 9);
