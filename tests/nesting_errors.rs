@@ -53,6 +53,15 @@ mod through_blocked {
         }
     }
 
+    #[test]
+    fn blocked_is_no_state_on_the_way_where_it_is_what_was_asked_for() {
+        let mut rig = Rig::new().translating();
+        rig.physical.answer_next_set_context(Ok(Applied::Blocked));
+        rig.directory.set(id(0), &[0; 4]);
+        assert_eq!(rig.ring([inval_ddt(Some(id(0)))]), Progress::Idle);
+        assert_eq!(rig.orders(), ["0=Blocked Blocked"], "T12: the guest's fence is all it takes");
+    }
+
     // The last answer asked for an invalidation and a fence too, whoever calls next.
     #[test]
     fn a_host_that_was_given_up_on_is_not_called_again_before_a_fence() {

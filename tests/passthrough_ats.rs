@@ -490,6 +490,9 @@ mod timeouts {
         assert_eq!(rig.orders(), ["0=A/1+ats", "inv D0", "fence"], "VC-74");
         let _ = rig.ring([function(0).inval(page(1)), FENCE.encode()]);
         assert_eq!(rig.orders(), ["ats 0 1-1", "fence"]);
+        let _ = rig.memory.take_loads();
+        assert_eq!(rig.iommu.device_reset(id(0)), Progress::Idle);
+        assert!(rig.memory.take_loads().is_empty() && rig.orders().is_empty(), "VC-74: it has its ATS");
     }
 
     #[test]
@@ -745,6 +748,19 @@ mod leaving {
         assert_eq!((count("ats"), count("release")), (8, 4), "SWG-21: {orders:?}");
         let most = orders.split(|order| order.starts_with("fence")).map(<[String]>::len).max();
         assert!(most <= Some(2 + 4 + 1), "VC-74: {orders:?}");
+    }
+
+    #[test]
+    fn one_that_waits_for_the_host_keeps_no_other_waiting() {
+        let mut rig = rig(2);
+        rig.physical.set_pending(true);
+        assert_eq!(rig.iommu.shutdown(), Progress::Waiting);
+        let _ = rig.orders();
+        rig.physical.answer_next_ats_invalidate(Err(OrderError::Busy));
+        let _ = rig.complete_these();
+        let orders = rig.orders();
+        assert!(orders.contains(&"ats 0 0-fffffffffffff Busy".into()), "VC-74: {orders:?}");
+        assert!(orders.iter().any(|order| order.starts_with("ats 1 ")), "VC-74: {orders:?}");
     }
 
     #[test]

@@ -292,6 +292,8 @@ mod faults {
             directory.set(process(5), [ta | 1 | ens, fsc]);
             let fault = HostFault::new(Cause::TransactionTypeDisallowed, Read, IOVA).with_process(process(5), true);
             assert_eq!(shown(&mut rig, attachment, &fault), Some(code), "VT-04, TR-16");
+            let of_a_user = fault.with_process(process(5), false);
+            assert_eq!(shown(&mut rig, attachment, &of_a_user), Some(5), "VT-04, TR-16: ENS is nothing to a user");
         }
     }
 }
