@@ -545,3 +545,19 @@ fn a_fence_that_one_of_them_did_not_take_is_not_told_as_complete() {
         assert_eq!(fan.fence(Ticket::new(2), FenceScope::ALL), Ok(Completion::Done), "T15");
     }
 }
+
+#[test]
+fn a_fence_that_failed_where_it_was_taken_is_told_also_if_another_iommu_did_not_take_it() {
+    let memory = Memory::new();
+    let hosts = [0, 1].map(|_| Hardware::default().vm(Gscid::new(1).unwrap(), &memory));
+    let mut fan = FanOut::<_, 2>::new(hosts.clone());
+    for iommu in [0, 1] {
+        fan.adopt(behind(iommu, 0)).unwrap();
+    }
+    hosts[0].set_pending(true);
+    assert_eq!(fan.fence(Ticket::new(1), FenceScope::ALL), Ok(Completion::Pending));
+    hosts[1].answer_next_fence(Err(OrderError::Busy));
+    assert_eq!(fan.fence(Ticket::new(2), FenceScope::ALL), Err(OrderError::Busy));
+    fan.fence_done(0, Ticket::new(2), FenceOutcome::Failed);
+    assert_eq!(fan.next_done(), Some((Ticket::new(2), FenceOutcome::Failed)), "T15");
+}

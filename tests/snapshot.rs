@@ -5,12 +5,13 @@
 mod nesting_rig;
 
 use nesting_rig::{FENCE, IOVA, Rig, id, pscid};
-use riscv_viommu::mock::guest::{Iofence, Iotinval, inval_ddt, register};
+use riscv_viommu::mock::guest::{AtsCommand, Iofence, Iotinval, inval_ddt, register};
+use riscv_viommu::mock::tables::tc::EN_ATS;
 use riscv_viommu::mock::{Hardware, Memory, Wires};
 use riscv_viommu::{
-    Ats, AttachError, Capabilities, Cause, Config, DevicePolicy, Gxl, Health, HostCapabilities, HostFault,
-    InterruptKinds, NoPhysical, OrderError, Parts, Progress, RestoreError, SecondStageMode, SnapshotError,
-    TransactionType, VIommu, Width,
+    Ats, AttachError, Capabilities, Cause, Config, DevicePolicy, Gscid, Gxl, Health, HostCapabilities, HostFault,
+    InterruptKinds, NoPhysical, OrderError, Parts, PhysicalIommu, Progress, RestoreError, SecondStageMode,
+    SnapshotError, TransactionType, VIommu, Width,
 };
 
 type Emulated = VIommu<Parts<Memory, Wires, NoPhysical>>;
@@ -331,6 +332,33 @@ fn a_timeout_that_no_fence_has_told_of_is_told_after_a_restore() {
     assert_eq!(rig.iommu.restore(&image), Ok(Progress::Idle));
     assert!(!rig.fence());
     assert!(rig.read(register::CQCSR) & register::CMD_TO != 0, "FEN-07");
+}
+
+#[test]
+fn a_device_that_leaves_while_it_is_driven_anew_takes_its_requests_along() {
+    let mut host = Hardware::default().vm(Gscid::truncate(9), &Memory::new()).capabilities();
+    host.capabilities = host.capabilities.with_ats(true).with_t2gpa(true);
+    let mut rig: Rig = Rig::on(host, &Config::nested().with_ats(true));
+    let [tc, iohgatp, ta, fsc] = rig.a.context(pscid(1));
+    for n in 0..2 {
+        rig.directory.set(id(n), &[tc | EN_ATS, iohgatp, ta, fsc]);
+    }
+    let _ = rig.enter();
+    for n in 0..2 {
+        let _ = rig.attach_with(n, DevicePolicy::default().with_ats(Ats::Translations));
+    }
+    assert!(rig.fence());
+    let _ = rig.ring([AtsCommand::to(8).inval(0x1000), AtsCommand::to(8).inval(0x2000)]);
+    let image = image_of(&mut rig);
+    rig.physical.set_pending(true);
+    assert_eq!(rig.iommu.restore(&image), Ok(Progress::Waiting));
+    let _ = rig.iommu.detach(id(0));
+    rig.physical.set_pending(false);
+    for _ in 0..6 {
+        let _ = rig.complete();
+    }
+    let _ = rig.ring([AtsCommand::to(9).inval(0x1000), FENCE.encode()]);
+    assert!(rig.passed(), "T29, T41: there is room for requests to others");
 }
 
 #[test]
