@@ -125,7 +125,9 @@ impl<P: PhysicalIommu, const N: usize, const DEVICES: usize> FanOut<P, N, DEVICE
     #[must_use = "the guest's fence waits until the vIOMMU is told"]
     pub fn next_done(&mut self) -> Option<(Ticket, FenceOutcome)> {
         if core::mem::take(&mut self.failed) {
-            return Some((self.issued, FenceOutcome::Failed));
+            // Also of a fence that not all have taken.
+            let newest = self.children.iter().map(|child| child.issued).max().unwrap_or(self.issued);
+            return Some((newest.max(self.issued), FenceOutcome::Failed));
         }
         let done = self.children.iter().filter_map(Child::waits_after).min().unwrap_or(self.issued);
         if done <= self.told {
