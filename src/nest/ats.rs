@@ -62,6 +62,10 @@ impl Request {
         Self { to, before: None, guests: true, void: false }
     }
 
+    pub(super) fn is_of(&self, to: Attachment) -> bool {
+        self.to == to
+    }
+
     pub(super) fn is_fenced_of(&self, to: Attachment) -> bool {
         self.to == to && self.before.is_some()
     }
@@ -282,6 +286,10 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         self.orders.ats_timeouts = self.orders.ats_timeouts.wrapping_add(1);
         for slot in self.slots.iter_mut().filter(|slot| slot.attachment == to && !slot.is_quarantined()) {
             slot.timeouts = slot.timeouts.saturating_add(1);
+            // Of what it is to forget one part may be answered, and with it the count begin anew.
+            if slot.purge != Purge::No {
+                slot.distrust_what_it_keeps();
+            }
             if slot.is_quarantined() {
                 self.noted.note(LastError::Quarantine { device: slot.id() });
                 self.health = self.health.max(Health::Degraded);

@@ -22,7 +22,13 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             match slot.phase {
                 Phase::Live if has_ats => slot.purge_in_use(),
                 // Whatever it keeps is translated again, or it is made to forget before it has ATS again.
-                _ => slot.distrust_what_it_keeps(),
+                phase => {
+                    slot.distrust_what_it_keeps();
+                    // Nor does it get ATS while the IOMMU may still answer with that memory.
+                    if phase != Phase::Leaving && !slot.quiesces && slot.granted() != Ats::Off {
+                        slot.hold_for_fence();
+                    }
+                }
             }
         }
     }

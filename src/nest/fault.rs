@@ -67,11 +67,13 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         if let Some(fault) = reading.refuses(access, process) {
             return Verdict::Report { fault, origin, dtf };
         }
+        // A message was no access: on an IOMMU of the guest's own it would be in its queue (rules PRI-02, PRI-03).
+        let is_access = access != TransactionType::MessageRequest;
         if cause == Cause::TransactionTypeDisallowed {
             // What its context has and the host did not grant is refused as if the context had it not (rules MRG-02,
             // MRG-04).
             let denied = slot.granted() < needed(access);
-            let supervises = way.filter(|_| privileged && !in_transit);
+            let supervises = way.filter(|_| is_access && privileged && !in_transit);
             if denied || supervises.is_some_and(|way| way.refuses_supervisors(memory)) {
                 return report(cause, dtf);
             }
@@ -79,8 +81,6 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         // The guest's context is good, and the host did not carry it out: it refused, or lost what it was given.
         let lost = !in_transit && slot.live == Some(reading.context(slot.granted())) && !is_the_hosts_alone(cause);
         // UNSPECIFIED: an access that the host failed is shown as one that reached nothing (rule VT-04).
-        // A message was no access: on an IOMMU of the guest's own it would be in its queue (rules PRI-02, PRI-03).
-        let is_access = access != TransactionType::MessageRequest;
         if is_access && (slot.refused || self.gate != Gate::Open || lost) {
             return report(access.access_fault(), dtf);
         }

@@ -222,6 +222,9 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     /// opened for its own cache's sake.
     fn left(&mut self, attachment: Attachment) {
         self.groups.forget(attachment);
+        if let Some(restoring) = &mut self.restoring {
+            restoring.requests.retain(|request| !request.is_of(attachment));
+        }
         if self.is_locked() {
             for slot in self.slots.iter_mut().filter(|slot| slot.attachment == attachment) {
                 slot.end_purge();

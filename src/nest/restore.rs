@@ -63,7 +63,7 @@ pub(crate) struct SavedGroup {
 #[derive(Debug)]
 pub(super) struct Restoring<const ITAGS: usize> {
     residue: bool,
-    requests: Vec<Request, ITAGS>,
+    pub(super) requests: Vec<Request, ITAGS>,
 }
 
 /// There is room for all. `collect` keeps a panic for those there is none for.

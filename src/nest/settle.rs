@@ -82,7 +82,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             let mut trail = Trail::default();
             let reading = Reading::follow(registers, backend, slot.id(), &mut trail);
             slot.stale = None;
-            slot.unasked = why == Reread::Unasked;
+            // What the guest did not ask for, and is not done yet, is not what it will fence.
+            slot.unasked = why == Reread::Unasked || (slot.unasked && slot.live != Some(slot.wanted));
             slot.owed |= why == Reread::Named;
             slot.not_valid = trail.last.filter(|_| reading.is_not_valid()).map(Gpa::page);
             if let (Reading::None(fault), None) = (reading, slot.not_valid) {

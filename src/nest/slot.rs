@@ -181,6 +181,10 @@ impl<D> Slot<D> {
     /// Blocked, invalidated and fenced anew, whatever was known of it; what comes then is up to the phase. A device
     /// that may keep translations is made to forget them first, as long as it answers.
     pub(super) fn restart(&mut self) {
+        // What it was being made to forget it may keep.
+        if self.purge != Purge::No {
+            self.distrust_what_it_keeps();
+        }
         let purges = self.had_ats && self.quiesces && !self.is_quarantined();
         // A host that blocked it on the way to another context is called again after a fence.
         let on_the_way = self.hold && self.is_blocked();
@@ -237,15 +241,25 @@ impl<D> Slot<D> {
     /// The device is made to forget what it keeps, and goes on.
     pub(super) fn purge_in_use(&mut self) {
         self.purge = Purge::Quiescing;
+        self.hold_for_fence();
+    }
+
+    /// Invalidated and fenced before anything else is done to it.
+    pub(super) fn hold_for_fence(&mut self) {
         self.owed = true;
         self.step = Step::Unfenced;
         self.hold = true;
     }
 
-    /// Where nothing translates again what the device keeps, it has ATS only after the host has reset it.
+    /// Where nothing translates again what the device keeps, it has ATS only after the host has reset it, whatever was
+    /// wanted for it before.
     pub(super) fn distrust_what_it_keeps(&mut self) {
         if self.had_ats && !self.quiesces {
             self.timeouts = MAX_TIMEOUTS;
+            if self.phase == Phase::Live {
+                self.want(self.wanted.without_ats());
+                self.unasked = true;
+            }
         }
     }
 
@@ -284,12 +298,12 @@ impl<D> Slot<D> {
 
     /// Blocked, and not asked to forget anything, or not any more.
     pub(super) fn end_purge(&mut self) {
-        if core::mem::replace(&mut self.purge, Purge::No) != Purge::No {
+        if self.purge != Purge::No {
+            self.distrust_what_it_keeps();
+            self.purge = Purge::No;
             self.wanted = Context::Blocked;
             self.live = None;
-            self.owed = true;
-            self.step = Step::Unfenced;
-            self.hold = true;
+            self.hold_for_fence();
         }
     }
 
