@@ -495,6 +495,30 @@ mod timeouts {
         assert!(rig.memory.take_loads().is_empty() && rig.orders().is_empty(), "VC-74: it has its ATS");
     }
 
+    // No fence of the guest's follows, whoever named the device meanwhile.
+    #[test]
+    fn the_context_without_ats_is_fenced_also_if_the_guest_named_the_device() {
+        for named in [false, true] {
+            let mut rig = rig(2);
+            for _ in 0..2 {
+                unanswered(&mut rig, 0);
+                let _ = clear_timeout(&mut rig);
+            }
+            let _ = rig.orders();
+            rig.physical.set_pending(true);
+            // The requests to another device are behind a fence of the crate's own.
+            let _ = rig.ring([0, 1, 1].map(|n| function(n).inval(page(1))));
+            if named {
+                let _ = rig.ring([inval_ddt(Some(id(0)))]);
+            }
+            time_out(&mut rig);
+            let orders = rig.orders();
+            let at = |what: &str| orders.iter().rposition(|order| order.starts_with(what));
+            assert!(at("0=A/1").is_some() && at("0=A/1") < at("inv D0"), "VC-74, T41: {named}: {orders:?}");
+            assert!(at("inv D0") < at("fence"), "VC-74, T41: {named}: {orders:?}");
+        }
+    }
+
     #[test]
     fn an_answer_between_them_is_forgiven() {
         let mut rig = rig(1);
