@@ -153,6 +153,8 @@ fn the_wider_order_absorbs_the_narrower_in_either_order() {
         (Invalidation::FirstStage, space(5)),
         (Invalidation::FirstStage, page(0x1000)),
         (pages(0, 0x5000, None, true), pages(0x1000, 0x2000, Some(5), false)),
+        (pages(0, 0x5000, None, false), pages(0x1000, 0x2000, Some(5), false)),
+        (pages(0, 0x5000, None, true), pages(0x1000, 0x2000, Some(5), true)),
         (Invalidation::Device(1), Invalidation::FirstStage),
         (Invalidation::Device(1), pages(0, 0x1000, None, true)),
         (Invalidation::Everything, Invalidation::Device(2)),
