@@ -745,6 +745,21 @@ mod leaving {
     }
 
     #[test]
+    fn one_whose_context_with_ats_was_refused_may_have_had_it() {
+        let mut rig: Rig = Rig::on(host(true, true), &config());
+        rig.directory.set(id(0), &context(&rig, 0));
+        let _ = rig.enter();
+        let _ = rig.attach_with(0, policy());
+        rig.directory.set(id(0), &context(&rig, EN_ATS));
+        rig.physical.answer_next_set_context(Err(OrderError::Refused { done: 0 }));
+        let _ = rig.ring([inval_ddt(Some(id(0)))]);
+        assert!(rig.fence());
+        let _ = rig.orders();
+        assert_eq!(rig.iommu.detach(id(0)), Ok(Progress::Idle));
+        assert_eq!(rig.orders(), both(&EMPTIES, &LEAVES), "SWG-21: part of it may have been done");
+    }
+
+    #[test]
     fn a_host_that_is_busy_or_on_the_way_is_asked_again() {
         let mut rig = rig(1);
         rig.physical.answer_next_set_context(Err(OrderError::Busy));

@@ -335,6 +335,8 @@ impl<D> Slot<D> {
 
     /// The host would not have the wanted context: blocked until somebody names the device again.
     pub(super) fn refuse(&mut self) {
+        // Part of it may have been done, and what a device keeps outlives that.
+        self.had_ats |= self.wanted.ats() != Ats::Off;
         self.wanted = Context::Blocked;
         self.live = None;
         self.refused = true;
