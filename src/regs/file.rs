@@ -1,6 +1,6 @@
 //! The register file: what each register holds, and what a write makes of it.
 //!
-//! A write is applied to a register and lanes, never as read-modify-write over bits that clear when written. What a
+//! The state is the page itself. A write is applied to a register and lanes, never as read-modify-write over bits that clear when written. What a
 //! write sets in motion beyond the registers is handed back as an [`Effect`]; nothing here touches memory, queues or
 //! devices. Every change goes through a method that notes the register as changed, so that a mirror page can follow.
 
@@ -10,14 +10,15 @@ mod image;
 mod write;
 
 use super::{
-    Capabilities, Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Gxl, Icvec, Igs, IommuQosid, Ipsr, MsiAddr, MsiVecCtl, Pqcsr,
-    QueueBase, Register, RegisterSet, Width,
+    Capabilities, Cqcsr, Ddtp, DdtpMode, Fctl, Fqcsr, Gxl, Icvec, Igs, Ipsr, MsiAddr, MsiVecCtl, Pqcsr, QueueBase,
+    Register, RegisterSet, Width, low_half,
 };
 
-use debug::TranslationRequest;
-use hpm::Hpm;
+/// Bytes of the register page with registers in them.
+pub(crate) const PAGE: usize = 1024;
 
-pub(crate) use image::PAGE;
+/// 4-byte words of these.
+const WORDS: usize = PAGE >> 2;
 
 /// What does not change between one start and the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,26 +74,8 @@ pub(crate) enum Effect {
 #[derive(Clone, Debug)]
 pub(crate) struct Registers {
     setup: Setup,
-    fctl: Fctl,
-    ddtp: Ddtp,
-    cqb: QueueBase,
-    cqh: u32,
-    cqt: u32,
-    fqb: QueueBase,
-    fqh: u32,
-    fqt: u32,
-    pqb: QueueBase,
-    pqh: u32,
-    pqt: u32,
-    cqcsr: Cqcsr,
-    fqcsr: Fqcsr,
-    pqcsr: Pqcsr,
-    ipsr: Ipsr,
-    hpm: Hpm,
-    debug: TranslationRequest,
-    qosid: IommuQosid,
-    icvec: Icvec,
-    msi: [MsiEntry; 16],
+    /// The page as the guest reads it: there is no other state. Words without a register are 0.
+    words: [u32; WORDS],
     changed: RegisterSet,
 }
 
@@ -104,34 +87,16 @@ impl Registers {
     /// The state after a reset (rules REG-RST-01 to REG-RST-05, REG-MAP-26).
     // UNSPECIFIED: what the specification leaves open is 0 (rule REG-RST-01).
     pub(crate) const fn of(setup: Setup) -> Self {
+        let fctl =
+            Fctl::new().with_wsi(matches!(setup.capabilities.igs(), Igs::Wsi)).with_gxl(matches!(setup.gxl, Gxl::One));
         // A compiler that keeps the encodings in a table does not see that they fit.
-        let mode = setup.reset_mode.encoding() & 0xf;
-        Self {
-            setup,
-            fctl: Fctl::new()
-                .with_wsi(matches!(setup.capabilities.igs(), Igs::Wsi))
-                .with_gxl(matches!(setup.gxl, Gxl::One)),
-            ddtp: Ddtp::new().with_iommu_mode(mode),
-            cqb: QueueBase::new(),
-            cqh: 0,
-            cqt: 0,
-            fqb: QueueBase::new(),
-            fqh: 0,
-            fqt: 0,
-            pqb: QueueBase::new(),
-            pqh: 0,
-            pqt: 0,
-            cqcsr: Cqcsr::new(),
-            fqcsr: Fqcsr::new(),
-            pqcsr: Pqcsr::new(),
-            ipsr: Ipsr::new(),
-            hpm: Hpm::new(),
-            debug: TranslationRequest::new(),
-            qosid: IommuQosid::new(),
-            icvec: Icvec::new(),
-            msi: [MsiEntry { addr: MsiAddr::new(), data: 0, ctl: MsiVecCtl::new() }; 16],
-            changed: RegisterSet::ALL,
-        }
+        let ddtp = Ddtp::new().with_iommu_mode(setup.reset_mode.encoding() & 0xf);
+        let capabilities = setup.capabilities.into_bits();
+        let mut words = [0; WORDS];
+        [words[0], words[1]] = [low_half(capabilities), low_half(capabilities >> 32)];
+        words[2] = fctl.into_bits();
+        words[4] = low_half(ddtp.into_bits());
+        Self { setup, words, changed: RegisterSet::ALL }
     }
 
     pub(crate) fn reset(&mut self) {
@@ -146,121 +111,139 @@ impl Registers {
         self.setup.capabilities
     }
 
-    pub(crate) const fn fctl(&self) -> Fctl {
-        self.fctl
+    #[inline]
+    pub(crate) fn fctl(&self) -> Fctl {
+        Fctl::from_bits(self.word(Register::Fctl))
     }
 
-    pub(crate) const fn ddtp(&self) -> Ddtp {
-        self.ddtp
+    #[inline]
+    pub(crate) fn ddtp(&self) -> Ddtp {
+        Ddtp::from_bits(self.value(Register::Ddtp))
     }
 
     /// The mode in force; a mode that is not defined never gets into the register.
-    pub(crate) const fn mode(&self) -> DdtpMode {
-        match DdtpMode::decode(self.ddtp.iommu_mode()) {
-            Some(mode) => mode,
-            None => DdtpMode::Off,
+    #[inline]
+    pub(crate) fn mode(&self) -> DdtpMode {
+        DdtpMode::decode(self.ddtp().iommu_mode()).unwrap_or(DdtpMode::Off)
+    }
+
+    #[inline]
+    pub(crate) fn cqb(&self) -> QueueBase {
+        QueueBase::from_bits(self.value(Register::Cqb))
+    }
+
+    #[inline]
+    pub(crate) fn cqh(&self) -> u32 {
+        self.word(Register::Cqh)
+    }
+
+    #[inline]
+    pub(crate) fn cqt(&self) -> u32 {
+        self.word(Register::Cqt)
+    }
+
+    #[inline]
+    pub(crate) fn cqcsr(&self) -> Cqcsr {
+        Cqcsr::from_bits(self.word(Register::Cqcsr))
+    }
+
+    #[inline]
+    pub(crate) fn fqb(&self) -> QueueBase {
+        QueueBase::from_bits(self.value(Register::Fqb))
+    }
+
+    #[inline]
+    pub(crate) fn fqh(&self) -> u32 {
+        self.word(Register::Fqh)
+    }
+
+    #[inline]
+    pub(crate) fn fqt(&self) -> u32 {
+        self.word(Register::Fqt)
+    }
+
+    #[inline]
+    pub(crate) fn fqcsr(&self) -> Fqcsr {
+        Fqcsr::from_bits(self.word(Register::Fqcsr))
+    }
+
+    #[inline]
+    pub(crate) fn pqb(&self) -> QueueBase {
+        QueueBase::from_bits(self.value(Register::Pqb))
+    }
+
+    #[inline]
+    pub(crate) fn pqh(&self) -> u32 {
+        self.word(Register::Pqh)
+    }
+
+    #[inline]
+    pub(crate) fn pqt(&self) -> u32 {
+        self.word(Register::Pqt)
+    }
+
+    #[inline]
+    pub(crate) fn pqcsr(&self) -> Pqcsr {
+        Pqcsr::from_bits(self.word(Register::Pqcsr))
+    }
+
+    #[inline]
+    pub(crate) fn ipsr(&self) -> Ipsr {
+        Ipsr::from_bits(self.word(Register::Ipsr))
+    }
+
+    #[inline]
+    pub(crate) fn icvec(&self) -> Icvec {
+        Icvec::from_bits(self.value(Register::Icvec))
+    }
+
+    /// The entry of a vector below 16.
+    pub(crate) fn msi(&self, vector: u8) -> MsiEntry {
+        MsiEntry {
+            addr: MsiAddr::from_bits(self.value(Register::MsiAddr(vector))),
+            data: self.word(Register::MsiData(vector)),
+            ctl: MsiVecCtl::from_bits(self.word(Register::MsiVecCtl(vector))),
         }
     }
 
-    pub(crate) const fn cqb(&self) -> QueueBase {
-        self.cqb
-    }
-
-    pub(crate) const fn cqh(&self) -> u32 {
-        self.cqh
-    }
-
-    pub(crate) const fn cqt(&self) -> u32 {
-        self.cqt
-    }
-
-    pub(crate) const fn cqcsr(&self) -> Cqcsr {
-        self.cqcsr
-    }
-
-    pub(crate) const fn fqb(&self) -> QueueBase {
-        self.fqb
-    }
-
-    pub(crate) const fn fqh(&self) -> u32 {
-        self.fqh
-    }
-
-    pub(crate) const fn fqt(&self) -> u32 {
-        self.fqt
-    }
-
-    pub(crate) const fn fqcsr(&self) -> Fqcsr {
-        self.fqcsr
-    }
-
-    pub(crate) const fn pqb(&self) -> QueueBase {
-        self.pqb
-    }
-
-    pub(crate) const fn pqh(&self) -> u32 {
-        self.pqh
-    }
-
-    pub(crate) const fn pqt(&self) -> u32 {
-        self.pqt
-    }
-
-    pub(crate) const fn pqcsr(&self) -> Pqcsr {
-        self.pqcsr
-    }
-
-    pub(crate) const fn ipsr(&self) -> Ipsr {
-        self.ipsr
-    }
-
-    pub(crate) const fn icvec(&self) -> Icvec {
-        self.icvec
-    }
-
-    pub(crate) fn msi(&self, vector: u8) -> MsiEntry {
-        self.msi.get(usize::from(vector)).copied().unwrap_or_default()
-    }
-
+    #[inline]
     pub(crate) fn set_cqh(&mut self, index: u32) {
-        self.cqh = index;
-        self.changed.insert(Register::Cqh);
+        self.put(Register::Cqh, index.into());
     }
 
+    #[inline]
     pub(crate) fn set_fqt(&mut self, index: u32) {
-        self.fqt = index;
-        self.changed.insert(Register::Fqt);
+        self.put(Register::Fqt, index.into());
     }
 
+    #[inline]
     pub(crate) fn set_cqcsr(&mut self, csr: Cqcsr) {
-        self.cqcsr = csr;
-        self.changed.insert(Register::Cqcsr);
+        self.put(Register::Cqcsr, csr.into_bits().into());
     }
 
+    #[inline]
     pub(crate) fn set_fqcsr(&mut self, csr: Fqcsr) {
-        self.fqcsr = csr;
-        self.changed.insert(Register::Fqcsr);
+        self.put(Register::Fqcsr, csr.into_bits().into());
     }
 
+    #[inline]
     pub(crate) fn set_pqt(&mut self, index: u32) {
-        self.pqt = index;
-        self.changed.insert(Register::Pqt);
+        self.put(Register::Pqt, index.into());
     }
 
+    #[inline]
     pub(crate) fn set_pqcsr(&mut self, csr: Pqcsr) {
-        self.pqcsr = csr;
-        self.changed.insert(Register::Pqcsr);
+        self.put(Register::Pqcsr, csr.into_bits().into());
     }
 
+    #[inline]
     pub(crate) fn set_ipsr(&mut self, ipsr: Ipsr) {
-        self.ipsr = ipsr;
-        self.changed.insert(Register::Ipsr);
+        self.put(Register::Ipsr, ipsr.into_bits().into());
     }
 
     /// The directory written last is in force.
     pub(crate) fn clear_ddtp_busy(&mut self) {
-        self.ddtp.set_busy(false);
-        self.changed.insert(Register::Ddtp);
+        self.put(Register::Ddtp, self.ddtp().with_busy(false).into_bits());
     }
 
     /// Takes one register whose value changed since it was last taken.
@@ -269,51 +252,60 @@ impl Registers {
     }
 
     /// What an access reads. No register has a read side effect (rule REG-ACC-10).
+    // UNSPECIFIED: what is misaligned or covers two registers reads 0 (rules REG-ACC-08, REG-ACC-09).
+    #[inline]
     pub(crate) fn read(&self, offset: u64, width: Width) -> u64 {
-        match Register::access(offset, width) {
-            Some((register, lanes)) => lanes.select(self.value(register)),
-            None => 0,
+        let is_legal = match width {
+            Width::U32 => offset.trailing_zeros() >= 2,
+            Width::U64 => RegisterSet::WIDE.has(offset),
+        };
+        match usize::try_from(offset >> 2) {
+            Ok(index) if is_legal => self.at(index, width),
+            _ => 0,
         }
     }
 
     /// The whole register.
+    #[inline]
     pub(crate) fn value(&self, register: Register) -> u64 {
-        match register {
-            Register::Capabilities => self.setup.capabilities.into_bits(),
-            Register::Fctl => self.fctl.into_bits().into(),
-            Register::Ddtp => self.ddtp.into_bits(),
-            Register::Cqb => self.cqb.into_bits(),
-            Register::Cqh => self.cqh.into(),
-            Register::Cqt => self.cqt.into(),
-            Register::Fqb => self.fqb.into_bits(),
-            Register::Fqh => self.fqh.into(),
-            Register::Fqt => self.fqt.into(),
-            Register::Pqb => self.pqb.into_bits(),
-            Register::Pqh => self.pqh.into(),
-            Register::Pqt => self.pqt.into(),
-            Register::Cqcsr => self.cqcsr.into_bits().into(),
-            Register::Fqcsr => self.fqcsr.into_bits().into(),
-            Register::Pqcsr => self.pqcsr.into_bits().into(),
-            Register::Ipsr => self.ipsr.into_bits().into(),
-            Register::Iocountovf => self.overflows().into_bits().into(),
-            Register::Iocountinh => self.inhibits().into_bits().into(),
-            Register::Iohpmcycles => self.cycles().into_bits(),
-            Register::Iohpmctr(n) => self.counter(n),
-            Register::Iohpmevt(n) => self.event(n).into_bits(),
-            Register::TrReqIova => self.debug.iova.into_bits(),
-            Register::TrReqCtl => self.debug.ctl.into_bits(),
-            Register::TrResponse => self.debug.response.into_bits(),
-            Register::IommuQosid => self.qosid.into_bits().into(),
-            Register::Icvec => self.icvec.into_bits(),
-            Register::MsiAddr(vector) => self.msi(vector).addr.into_bits(),
-            Register::MsiData(vector) => self.msi(vector).data.into(),
-            Register::MsiVecCtl(vector) => self.msi(vector).ctl.into_bits().into(),
+        self.at(index(register), register.width())
+    }
+
+    /// The low half of the register, for one of 4 bytes all of it.
+    #[inline]
+    fn word(&self, register: Register) -> u32 {
+        self.words.get(index(register)).copied().unwrap_or_default()
+    }
+
+    #[inline]
+    fn at(&self, index: usize, width: Width) -> u64 {
+        let word = |index| u64::from(self.words.get(index).copied().unwrap_or_default());
+        match width {
+            Width::U32 => word(index),
+            Width::U64 => word(index) | word(index | 1) << 32,
         }
     }
+
+    /// Replaces the whole register.
+    #[inline]
+    fn put(&mut self, register: Register, value: u64) {
+        let words = self.words.iter_mut().skip(index(register));
+        for (word, value) in words.zip([low_half(value), low_half(value >> 32)]).take(register.width().words()) {
+            *word = value;
+        }
+        self.changed.insert(register);
+    }
+}
+
+/// Where a register begins.
+#[inline]
+fn index(register: Register) -> usize {
+    usize::from(register.offset() >> 2)
 }
 
 impl QueueBase {
     /// The number of entries less one: the bits of a head or tail index that are implemented.
+    #[inline]
     pub(crate) fn index_mask(self) -> u32 {
         // LOG2SZ-1 is at most 31, which stands for 2^32 entries.
         u32::MAX.wrapping_shr(31_u32.saturating_sub(self.log2sz_minus_1().into()))

@@ -36,6 +36,14 @@ impl Width {
             Self::U64 => 8,
         }
     }
+
+    /// Number of 4-byte words.
+    const fn words(self) -> usize {
+        match self {
+            Self::U32 => 1,
+            Self::U64 => 2,
+        }
+    }
 }
 
 /// The low half of a register, or of a value on its way to or from one.
@@ -217,6 +225,7 @@ impl Register {
     }
 
     /// Offset in the register page, in bytes.
+    #[inline]
     #[must_use]
     pub fn offset(self) -> u16 {
         let entry = |vector: u8, place: u16| 0x300 | u16::from(vector & 0xf) << 4 | place;
@@ -255,6 +264,7 @@ impl Register {
     }
 
     /// Architected width.
+    #[inline]
     #[must_use]
     pub const fn width(self) -> Width {
         match self {

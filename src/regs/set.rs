@@ -1,6 +1,6 @@
 //! Sets of registers.
 
-use super::Register;
+use super::{Register, Width, low_half};
 
 /// A set of registers: those whose value a mirror page does not show yet.
 ///
@@ -11,23 +11,37 @@ pub(crate) struct RegisterSet([u64; 4]);
 
 impl RegisterSet {
     /// Every register there is.
-    pub(crate) const ALL: Self = Self([Self::word(0), Self::word(1), Self::word(2), Self::word(3)]);
+    pub(crate) const ALL: Self =
+        Self([Self::word(0, false), Self::word(1, false), Self::word(2, false), Self::word(3, false)]);
 
-    /// The bits of all registers in this quarter of the 1 KiB.
-    const fn word(quarter: u64) -> u64 {
+    /// The registers of 8 bytes.
+    pub(crate) const WIDE: Self =
+        Self([Self::word(0, true), Self::word(1, true), Self::word(2, true), Self::word(3, true)]);
+
+    /// The bits of all registers in this quarter of the 1 KiB, or of those of 8 bytes alone.
+    const fn word(quarter: u64, wide: bool) -> u64 {
         let (mut word, mut bit) = (0_u64, 0_u64);
         while bit < 64 {
             let place = quarter.wrapping_mul(64).wrapping_add(bit);
             // The first goes furthest down.
             word >>= 1;
-            if Register::at(place.wrapping_mul(4)).is_some() {
-                word |= 1 << 63;
+            match Register::at(place.wrapping_mul(4)) {
+                Some(register) if !wide || matches!(register.width(), Width::U64) => word |= 1 << 63,
+                _ => {}
             }
             bit = bit.wrapping_add(1);
         }
         word
     }
 
+    /// Whether a register that is in it begins at `offset`.
+    #[inline]
+    pub(crate) fn has(self, offset: u64) -> bool {
+        let word = usize::try_from(offset >> 8).ok().and_then(|quarter| self.0.get(quarter));
+        offset & 3 == 0 && word.is_some_and(|word| word.wrapping_shr(low_half(offset >> 2)) & 1 != 0)
+    }
+
+    #[inline]
     pub(crate) fn insert(&mut self, register: Register) {
         let place = register.offset() >> 2;
         if let Some(word) = self.0.get_mut(usize::from(place >> 6)) {

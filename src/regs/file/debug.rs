@@ -5,24 +5,10 @@ use crate::regs::{IommuQosid, Register, TrReqCtl, TrReqIova, TrResponse};
 
 use super::{Effect, Registers};
 
-#[derive(Clone, Debug)]
-pub(super) struct TranslationRequest {
-    pub(super) iova: TrReqIova,
-    pub(super) ctl: TrReqCtl,
-    pub(super) response: TrResponse,
-}
-
-impl TranslationRequest {
-    // UNSPECIFIED: all 0 after reset; required is only that of `Go/Busy` (rule REG-RST-01).
-    pub(super) const fn new() -> Self {
-        Self { iova: TrReqIova::new(), ctl: TrReqCtl::new(), response: TrResponse::new() }
-    }
-}
-
 impl Registers {
     pub(super) fn write_tr_req_iova(&mut self, new: TrReqIova) {
         if self.accepts_request() {
-            self.debug.iova = TrReqIova::new().with_vpn(new.vpn());
+            self.put(Register::TrReqIova, TrReqIova::new().with_vpn(new.vpn()).into_bits());
         }
     }
 
@@ -30,7 +16,7 @@ impl Registers {
         if !self.accepts_request() {
             return Effect::None;
         }
-        self.debug.ctl = TrReqCtl::new()
+        let ctl = TrReqCtl::new()
             .with_go_busy(new.go_busy())
             .with_is_priv(new.is_priv())
             .with_exe(new.exe())
@@ -38,32 +24,32 @@ impl Registers {
             .with_pid(new.pid())
             .with_pv(new.pv())
             .with_did(new.did());
+        self.put(Register::TrReqCtl, ctl.into_bits());
         if new.go_busy() { Effect::Debug } else { Effect::None }
     }
 
     // UNSPECIFIED: a write while a request is under way is dropped. No guest sees one under way: the response is there
     // when the write that asks for it returns (rule DBG-25).
-    const fn accepts_request(&self) -> bool {
-        self.setup.capabilities.dbg() && !self.debug.ctl.go_busy()
+    fn accepts_request(&self) -> bool {
+        self.setup.capabilities.dbg() && !self.debug_request().1.go_busy()
     }
 
     /// What [`Effect::Debug`] asks for.
-    pub(crate) const fn debug_request(&self) -> (Iova, TrReqCtl) {
+    pub(crate) fn debug_request(&self) -> (Iova, TrReqCtl) {
         // The offset bits of the register are 0 (rule DBG-01).
-        (Iova::new(self.debug.iova.into_bits()), self.debug.ctl)
+        (Iova::new(self.value(Register::TrReqIova)), TrReqCtl::from_bits(self.value(Register::TrReqCtl)))
     }
 
     /// Ends the request.
     pub(crate) fn set_debug_response(&mut self, response: TrResponse) {
-        self.debug.response = response;
-        self.debug.ctl.set_go_busy(false);
-        self.changed.insert(Register::TrResponse);
-        self.changed.insert(Register::TrReqCtl);
+        self.put(Register::TrResponse, response.into_bits());
+        let (_, ctl) = self.debug_request();
+        self.put(Register::TrReqCtl, ctl.with_go_busy(false).into_bits());
     }
 
     /// The IDs of the IOMMU's own accesses, and of all requests in Bare mode.
-    pub(crate) const fn qosid(&self) -> IommuQosid {
-        self.qosid
+    pub(crate) fn qosid(&self) -> IommuQosid {
+        IommuQosid::from_bits(self.word(Register::IommuQosid))
     }
 
     /// The bits of RCID and MCID that are implemented, in this register and in contexts (rule REG-QOS-05).
@@ -74,7 +60,8 @@ impl Registers {
 
     pub(super) fn write_iommu_qosid(&mut self, new: IommuQosid) {
         let mask = self.qos_mask();
-        self.qosid = IommuQosid::new().with_rcid(new.rcid() & mask).with_mcid(new.mcid() & mask);
+        let qosid = IommuQosid::new().with_rcid(new.rcid() & mask).with_mcid(new.mcid() & mask);
+        self.put(Register::IommuQosid, qosid.into_bits().into());
     }
 }
 

@@ -1,72 +1,37 @@
 //! The registers of the performance monitor, and how its counters count. What an event is, and whose, is decided in
 //! `hpm.rs`.
 
-use crate::regs::{Iocountinh, Iocountovf, Iohpmcycles, Iohpmevt, Register};
+use crate::regs::{Iocountinh, Iohpmcycles, Iohpmevt, Register};
 
 use super::Registers;
-
-#[derive(Clone, Debug)]
-pub(super) struct Hpm {
-    inhibits: Iocountinh,
-    cycles: Iohpmcycles,
-    /// The first is `iohpmctr1`; those past the number of counters stay 0.
-    counters: [Counter; 31],
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Counter {
-    count: u64,
-    event: Iohpmevt,
-}
 
 /// The last event the specification defines (rule HPM-30).
 const LAST_EVENT: u16 = 8;
 
-impl Hpm {
-    // UNSPECIFIED: counters and events are 0 after reset (rule REG-RST-01).
-    pub(super) const fn new() -> Self {
-        let counter = Counter { count: 0, event: Iohpmevt::new() };
-        Self { inhibits: Iocountinh::new(), cycles: Iohpmcycles::new(), counters: [counter; 31] }
-    }
-
-    fn counter(&self, n: u8) -> Option<&Counter> {
-        self.counters.get(usize::from(n).checked_sub(1)?)
-    }
-}
-
 impl Registers {
     /// Number of programmable counters, the first ones of 31; 0 where there is no performance monitor (REG-CAP-43).
-    // UNSPECIFIED: how many there are is the configuration's; each has all its bits (rules REG-CAP-43, HPM-07).
+    // UNSPECIFIED: counters and events are 0 after reset (rule REG-RST-01). How many there are is the configuration's; each has all its bits (rules REG-CAP-43, HPM-07).
     pub(crate) const fn counters(&self) -> u8 {
         if self.setup.capabilities.hpm() { self.setup.counters } else { 0 }
     }
 
-    /// The overflow bits together (rules HPM-01, HPM-02).
-    pub(super) fn overflows(&self) -> Iocountovf {
-        let of = |bits, counter: &Counter| bits << 1 | u32::from(counter.event.of());
-        Iocountovf::from_bits(self.hpm.counters.iter().rev().fold(0, of) << 1).with_cy(self.hpm.cycles.of())
-    }
-
-    pub(super) const fn inhibits(&self) -> Iocountinh {
-        self.hpm.inhibits
-    }
-
-    pub(crate) const fn cycles(&self) -> Iohpmcycles {
-        self.hpm.cycles
-    }
-
-    pub(super) fn counter(&self, n: u8) -> u64 {
-        self.hpm.counter(n).map_or(0, |counter| counter.count)
+    pub(crate) fn cycles(&self) -> Iohpmcycles {
+        Iohpmcycles::from_bits(self.value(Register::Iohpmcycles))
     }
 
     /// What counter `n` is programmed to count.
     pub(crate) fn event(&self, n: u8) -> Iohpmevt {
-        self.hpm.counter(n).map_or(Iohpmevt::new(), |counter| counter.event)
+        Iohpmevt::from_bits(self.value(Register::Iohpmevt(n)))
     }
 
     /// Whether counter `n` stands still; 0 is the cycles counter (rules HPM-03, HPM-04).
-    pub(crate) const fn is_inhibited(&self, n: u8) -> bool {
-        self.hpm.inhibits.into_bits() & bit(n) != 0
+    pub(crate) fn is_inhibited(&self, n: u8) -> bool {
+        self.word(Register::Iocountinh) & bit(n) != 0
+    }
+
+    /// Whether there is a counter `n`, 1 being the first.
+    const fn has_counter(&self, n: u8) -> bool {
+        n != 0 && n <= self.counters()
     }
 
     pub(super) fn write_iocountinh(&mut self, new: Iocountinh) {
@@ -74,67 +39,59 @@ impl Registers {
         if counters != 0 {
             // Bits of counters that do not exist stay 0 (rule HPM-04).
             let exist = bit(counters) | bit(counters).wrapping_sub(1);
-            self.hpm.inhibits = Iocountinh::from_bits(new.into_bits() & exist);
+            self.put(Register::Iocountinh, (new.into_bits() & exist).into());
         }
     }
 
     pub(super) fn write_iohpmcycles(&mut self, new: Iohpmcycles) {
         if self.counters() != 0 {
-            self.hpm.cycles = new;
-            self.changed.insert(Register::Iocountovf);
+            self.put(Register::Iohpmcycles, new.into_bits());
+            self.show_overflow(0, new.of());
         }
     }
 
     pub(super) fn write_iohpmctr(&mut self, n: u8, count: u64) {
-        if let Some(counter) = self.counter_mut(n) {
-            counter.count = count;
+        if self.has_counter(n) {
+            self.put(Register::Iohpmctr(n), count);
         }
     }
 
     pub(super) fn write_iohpmevt(&mut self, n: u8, new: Iohpmevt) {
-        if let Some(counter) = self.counter_mut(n) {
+        if self.has_counter(n) {
             // UNSPECIFIED: an event that is not known leaves the old one, and the rest is written (rule HPM-08).
             let known = new.event_id() <= LAST_EVENT;
-            counter.event = if known { new } else { new.with_event_id(counter.event.event_id()) };
-            self.changed.insert(Register::Iocountovf);
+            let event = if known { new } else { new.with_event_id(self.event(n).event_id()) };
+            self.put(Register::Iohpmevt(n), event.into_bits());
+            self.show_overflow(n, event.of());
         }
+    }
+
+    /// `iocountovf` shows the overflow bits together (rules HPM-01, HPM-02).
+    fn show_overflow(&mut self, n: u8, of: bool) {
+        let others = self.word(Register::Iocountovf) & !bit(n);
+        self.put(Register::Iocountovf, u64::from(if of { others | bit(n) } else { others }));
     }
 
     /// Adds to `iohpmcycles`. True if an overflow is to be signalled (rule HPM-34).
     pub(crate) fn count_cycles(&mut self, cycles: u64) -> bool {
-        let old = self.hpm.cycles;
+        let old = self.cycles();
         // UNSPECIFIED: the counter has 63 bits (rule HPM-05).
         let overflows = cycles > MAX_CYCLES.wrapping_sub(old.counter());
-        self.hpm.cycles =
-            old.with_counter(old.counter().wrapping_add(cycles) & MAX_CYCLES).with_of(old.of() || overflows);
-        self.changed.insert(Register::Iohpmcycles);
-        self.changed.insert(Register::Iocountovf);
+        let new = old.with_counter(old.counter().wrapping_add(cycles) & MAX_CYCLES).with_of(old.of() || overflows);
+        self.write_iohpmcycles(new);
         overflows && !old.of()
     }
 
     /// Adds to counter `n`. True if an overflow is to be signalled (rule HPM-34).
     pub(crate) fn count_events(&mut self, n: u8, times: u32) -> bool {
-        let Some(counter) = self.counter_mut(n) else {
-            return false;
-        };
-        let (count, overflows) = counter.count.overflowing_add(times.into());
-        let signals = overflows && !counter.event.of();
-        counter.count = count;
+        let event = self.event(n);
+        let (count, overflows) = self.value(Register::Iohpmctr(n)).overflowing_add(times.into());
+        let signals = overflows && !event.of();
+        self.write_iohpmctr(n, count);
         if signals {
-            counter.event.set_of(true);
-            self.changed.insert(Register::Iohpmevt(n));
-            self.changed.insert(Register::Iocountovf);
+            self.write_iohpmevt(n, event.with_of(true));
         }
-        self.changed.insert(Register::Iohpmctr(n));
         signals
-    }
-
-    /// Counter `n`, if it exists.
-    fn counter_mut(&mut self, n: u8) -> Option<&mut Counter> {
-        if n > self.counters() {
-            return None;
-        }
-        self.hpm.counters.get_mut(usize::from(n).checked_sub(1)?)
     }
 }
 

@@ -1,13 +1,10 @@
 //! The register file as the page a guest sees, and from a page that nobody vouches for.
 
 use crate::regs::{
-    Cqcsr, Ddtp, DdtpMode, Fqcsr, Ipsr, Pqcsr, Register, RegisterSet, TrReqCtl, TrResponse, Width, low_half,
+    Cqcsr, Ddtp, DdtpMode, Fqcsr, Ipsr, Pqcsr, QueueBase, Register, RegisterSet, TrReqCtl, TrResponse, Width, low_half,
 };
 
-use super::{Registers, Setup};
-
-/// Bytes of the register page with registers in them.
-pub(crate) const PAGE: usize = 1024;
+use super::{PAGE, Registers, Setup};
 
 /// What a page says at this offset no vIOMMU of this setup shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,11 +17,8 @@ impl Registers {
     /// The registers as the guest reads them, 0 where there is none: there is no other state.
     pub(crate) fn page(&self) -> [u8; PAGE] {
         let mut page = [0; PAGE];
-        let mut registers = RegisterSet::ALL;
-        while let Some(register) = registers.pop() {
-            let value = self.value(register).to_le_bytes();
-            let place = page.iter_mut().skip(register.offset().into()).take(register.width().bytes().into());
-            place.zip(value).for_each(|(byte, value)| *byte = value);
+        for (bytes, word) in page.chunks_exact_mut(4).zip(self.words) {
+            bytes.copy_from_slice(&word.to_le_bytes());
         }
         page
     }
@@ -50,7 +44,7 @@ impl Registers {
     fn nearest(setup: Setup, page: &[u8; PAGE]) -> Self {
         let mut new = Self::of(setup);
         // What is software's goes in as software writes it, with everything off.
-        new.ddtp = Ddtp::new();
+        new.put(Register::Ddtp, 0);
         let mut registers = RegisterSet::ALL;
         while let Some(register) = registers.pop() {
             let value = value(page, register);
@@ -68,7 +62,7 @@ impl Registers {
         let ddtp = Ddtp::from_bits(value(page, Register::Ddtp));
         if DdtpMode::decode(ddtp.iommu_mode()).is_some() {
             let _ = new.write(Register::Ddtp.offset().into(), Width::U64, ddtp.into_bits());
-            new.ddtp.set_busy(ddtp.busy());
+            new.put(Register::Ddtp, new.ddtp().with_busy(ddtp.busy()).into_bits());
         }
         new.set_status(page);
         new
@@ -78,31 +72,34 @@ impl Registers {
     fn set_status(&mut self, page: &[u8; PAGE]) {
         let word = |register| low_half(value(page, register));
         let ats = self.setup.capabilities.ats();
-        self.cqcsr = command_queue(Cqcsr::from_bits(word(Register::Cqcsr)), self.fctl.wsi());
-        self.fqcsr = record_queue(Fqcsr::from_bits(word(Register::Fqcsr)));
+        self.set_cqcsr(command_queue(Cqcsr::from_bits(word(Register::Cqcsr)), self.fctl().wsi()));
+        self.set_fqcsr(record_queue(Fqcsr::from_bits(word(Register::Fqcsr))));
         if ats {
-            self.pqcsr = Pqcsr::from_bits(record_queue(Fqcsr::from_bits(word(Register::Pqcsr))).into_bits());
+            self.set_pqcsr(Pqcsr::from_bits(record_queue(Fqcsr::from_bits(word(Register::Pqcsr))).into_bits()));
         }
         // An index is one of the queue's while the queue is on; then it may be that of an older, larger one.
-        let index = |on: bool, mask, index| if on { index & mask } else { index };
-        self.cqh = index(self.cqcsr.cqon(), self.cqb.index_mask(), word(Register::Cqh));
-        self.fqt = index(self.fqcsr.fqon(), self.fqb.index_mask(), word(Register::Fqt));
+        let index = |on: bool, base: QueueBase, index| if on { index & base.index_mask() } else { index };
+        self.set_cqh(index(self.cqcsr().cqon(), self.cqb(), word(Register::Cqh)));
+        self.set_fqt(index(self.fqcsr().fqon(), self.fqb(), word(Register::Fqt)));
         if ats {
-            self.pqt = index(self.pqcsr.pqon(), self.pqb.index_mask(), word(Register::Pqt));
+            self.set_pqt(index(self.pqcsr().pqon(), self.pqb(), word(Register::Pqt)));
         }
         let ipsr = Ipsr::from_bits(word(Register::Ipsr));
-        self.ipsr = Ipsr::new()
-            .with_cip(ipsr.cip())
-            .with_fip(ipsr.fip())
-            .with_pmip(ipsr.pmip() && self.counters() != 0)
-            .with_pip(ipsr.pip() && ats);
+        self.set_ipsr(
+            Ipsr::new()
+                .with_cip(ipsr.cip())
+                .with_fip(ipsr.fip())
+                .with_pmip(ipsr.pmip() && self.counters() != 0)
+                .with_pip(ipsr.pip() && ats),
+        );
         if self.setup.capabilities.dbg() {
             let response = TrResponse::from_bits(value(page, Register::TrResponse));
-            self.debug.response = if response.fault() {
+            let response = if response.fault() {
                 TrResponse::new().with_fault(true)
             } else {
                 TrResponse::new().with_pbmt(response.pbmt()).with_s(response.s()).with_ppn(response.ppn())
             };
+            self.put(Register::TrResponse, response.into_bits());
         }
     }
 }
