@@ -9,8 +9,17 @@ pub const PAGE_SIZE: u64 = 4096;
 pub(crate) const PAGE_SHIFT: u8 = 12;
 
 /// The low `bits` bits of an address.
+#[inline]
 pub(crate) fn low_bits(bits: u8) -> u64 {
     u64::MAX.checked_shl(bits.into()).map_or(u64::MAX, |above| !above)
+}
+
+/// The first and the last page of one range for two that overlap or follow each other without a gap.
+#[inline]
+pub(crate) fn join_pages(a: (Iova, Iova), b: (Iova, Iova)) -> Option<(Iova, Iova)> {
+    // A range that ends with the address space is followed by nothing.
+    let reaches = |last: Iova, first: Iova| first <= Iova::new(last.get().saturating_add(PAGE_SIZE));
+    (reaches(a.1, b.0) && reaches(b.1, a.0)).then(|| (a.0.min(b.0), a.1.max(b.1)))
 }
 
 /// An address a device uses, before any translation: 64 bits, whole space.

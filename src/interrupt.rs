@@ -57,6 +57,7 @@ impl Signals {
     }
 
     /// Sets the `ipsr` bits whose level condition holds (rules IRQ-02, IRQ-06).
+    #[inline]
     pub(crate) fn evaluate(&mut self, registers: &mut Registers) {
         let conditions = registers.conditions();
         if conditions != Ipsr::new() {
@@ -110,6 +111,9 @@ impl Signals {
             return Ok(());
         }
         self.set_wires(0, backend);
+        if self.edges == Ipsr::new() && self.masked == 0 {
+            return Ok(());
+        }
         while let Some(vector) = self.take_edge(registers) {
             if registers.msi(vector).ctl.m() {
                 self.masked |= vector_bit(vector);
@@ -167,6 +171,7 @@ impl Signals {
 
 impl Registers {
     /// The interrupts whose level condition holds.
+    #[inline]
     fn conditions(&self) -> Ipsr {
         let (cq, fq, pq) = (self.cqcsr(), self.fqcsr(), self.pqcsr());
         Ipsr::new()

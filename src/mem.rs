@@ -53,6 +53,7 @@ pub(crate) struct View {
 
 impl View {
     /// The view of the structures `fctl.BE` governs (rules EDN-01, EDN-03).
+    #[inline]
     pub(crate) fn of(registers: &Registers) -> Self {
         Self { big_endian: registers.fctl().be(), address_mask: low_bits(registers.capabilities().pas()) }
     }
@@ -128,6 +129,7 @@ impl View {
     }
 
     /// Writes 4 bytes of fence data or of an MSI (rules END-09, END-10).
+    #[inline]
     pub(crate) fn post(self, memory: &mut impl GuestMemory, at: Gpa, data: u32, why: Post) -> Result<(), MemoryFault> {
         self.check(at, size_of::<u32>())?;
         memory.post(at, if self.big_endian { data.swap_bytes() } else { data }, why)
@@ -135,6 +137,7 @@ impl View {
 
     /// An address past `PAS` is an access fault (rule REG-CAP-46).
     // UNSPECIFIED: also where a pointer in a context could be refused when it is decoded (rule DDT-14).
+    #[inline]
     fn check(self, at: Gpa, bytes: usize) -> Result<(), MemoryFault> {
         let beyond_first = u64::try_from(bytes).unwrap_or(u64::MAX).saturating_sub(1);
         match at.checked_add(beyond_first) {
@@ -143,6 +146,7 @@ impl View {
         }
     }
 
+    #[inline]
     fn swap(self, words: &mut [u64]) {
         if self.big_endian {
             for word in words {

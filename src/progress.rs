@@ -28,6 +28,7 @@ impl Budget {
     }
 
     /// Takes one unit, if there is one left.
+    #[inline]
     pub(crate) fn take(&mut self) -> bool {
         match self.0.checked_sub(1) {
             Some(left) => {
@@ -37,6 +38,17 @@ impl Budget {
             None => false,
         }
     }
+
+    /// Units left.
+    pub(crate) fn left(&self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+
+    /// So many units of those left were used.
+    pub(crate) fn spend(&mut self, units: usize) {
+        self.0 = self.0.saturating_sub(u32::try_from(units).unwrap_or(u32::MAX));
+    }
+
     /// The unit taken last was not used.
     pub(crate) const fn give_back(&mut self) {
         self.0 = self.0.saturating_add(1);

@@ -17,6 +17,7 @@ impl<const ENTRY: u64> Ring<ENTRY> {
         PAGE_SIZE.wrapping_div(ENTRY) as u32
     };
 
+    #[inline]
     pub(crate) fn new(base: QueueBase) -> Self {
         Self { base: base.ppn().base(), mask: base.index_mask() }
     }
@@ -29,7 +30,12 @@ impl<const ENTRY: u64> Ring<ENTRY> {
 
     /// The index after this one.
     pub(crate) const fn next(self, index: u32) -> u32 {
-        index.wrapping_add(1) & self.mask
+        self.after(index, 1)
+    }
+
+    /// The index so many entries after this one.
+    pub(crate) const fn after(self, index: u32, entries: u32) -> u32 {
+        index.wrapping_add(entries) & self.mask
     }
 
     /// Entries between head and tail.

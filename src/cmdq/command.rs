@@ -7,7 +7,7 @@ pub use ats::{AtsInval, AtsPrgr, Destination, InvalidationPayload, ResponsePaylo
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::{Gpa, Iova, PAGE_SIZE};
+use crate::addr::{Gpa, Iova, PAGE_SIZE, join_pages};
 use crate::error::{IllegalCommand, Violation, refuse_if};
 use crate::id::{DeviceId, Gscid, ProcessId, Pscid};
 use crate::regs::{Capabilities, DdtpMode};
@@ -37,7 +37,23 @@ impl RawCommand {
     const fn of(bits: u128) -> Self {
         Self { low: bits as u64, high: (bits >> 64) as u64 }
     }
+
+    /// Of two `IOTINVAL`: whether they differ in the page alone, which makes neither more legal than the other.
+    #[inline]
+    const fn is_alike(self, other: Self) -> bool {
+        self.low == other.low && (self.high ^ other.high) & !PAGE == 0
+    }
+
+    /// ADDR of an `IOTINVAL`.
+    #[inline]
+    const fn page(self) -> u64 {
+        (self.high & PAGE) >> 10
+    }
 }
+
+/// Where the upper half of an `IOTINVAL` has `S` and the page number.
+const S: u64 = 1 << 9;
+const PAGE: u64 = PAGE_NUMBER << 10;
 
 /// A decoded command that is legal. The physical driver of a host may encode its own with [`Command::encode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -152,6 +168,15 @@ impl PageRange {
         Self { first: Iova::new(first), last: Iova::new(last), non_leaf }
     }
 
+    /// These pages and those behind the operand of another command with the same `S` and `NL`, if both together are one
+    /// range.
+    #[inline]
+    fn join(&mut self, page: u64, s: bool) -> bool {
+        let other = Self::decode(page, s, self.non_leaf);
+        let union = join_pages((self.first, self.last), (other.first, other.last));
+        union.map(|(first, last)| (self.first, self.last) = (first, last)).is_some()
+    }
+
     /// The range an operand names: one page, or with `S` a naturally aligned power of two of them, whose size the
     /// lowest 0 bit of the page number tells (rule VMA-14).
     const fn decode(page: u64, s: bool, non_leaf: bool) -> Self {
@@ -216,6 +241,7 @@ impl Command {
     ///
     /// # Errors
     /// [`IllegalCommand`] for everything the guest gets `cmd_ill` for.
+    #[inline]
     pub fn decode(raw: RawCommand, legality: &Legality) -> Result<Self, IllegalCommand> {
         let bits = raw.bits();
         let capabilities = legality.capabilities;
@@ -267,6 +293,24 @@ impl Command {
                 Err(IllegalCommand(&Violation("func3", "is one the opcode does not have", "CMD-01")))
             }
             _ => Err(IllegalCommand(&Violation("opcode", "is reserved or custom", "CMD-01"))),
+        }
+    }
+
+    /// Makes one of an `IOTINVAL`, decoded from `raw`, and those of the commands `behind` it that go on where it ends
+    /// or say the same; how many these are.
+    #[inline]
+    pub(super) fn join(&mut self, raw: RawCommand, behind: &[RawCommand]) -> usize {
+        let (Self::IotinvalVma(operands) | Self::IotinvalGvma(operands)) = self else {
+            return 0;
+        };
+        let alike = behind.iter().take_while(|next| raw.is_alike(**next));
+        match &mut operands.range {
+            // Without AV the page is not looked at.
+            None => alike.count(),
+            Some(range) => {
+                let s = raw.high & S != 0;
+                alike.take_while(|next| range.join(next.page(), s)).count()
+            }
         }
     }
 

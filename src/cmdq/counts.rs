@@ -39,8 +39,9 @@ impl CommandCounts {
         fence_stores: 0,
     };
 
-    /// Counts a command that the head has passed.
-    pub(super) fn count(&mut self, command: &Command) {
+    /// Counts commands like this one that the head has passed.
+    #[inline]
+    pub(super) fn count(&mut self, command: &Command, passed: u32) {
         let counter = match command {
             Command::IotinvalVma(_) => &mut self.iotinval_vma,
             Command::IotinvalGvma(_) => &mut self.iotinval_gvma,
@@ -50,7 +51,7 @@ impl CommandCounts {
             Command::AtsInval(_) => &mut self.ats_inval,
             Command::AtsPrgr(_) => &mut self.ats_prgr,
         };
-        *counter = counter.wrapping_add(1);
+        *counter = counter.wrapping_add(passed.into());
     }
 
     /// Counts a fence that stored its data.

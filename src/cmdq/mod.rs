@@ -19,7 +19,7 @@ use crate::ats::Itags;
 use crate::backend::{Backend, Invalidation, Pages};
 use crate::drain::Drains;
 use crate::emulated::Emulated;
-use crate::error::{IllegalCommand, MemoryFault};
+use crate::error::{IllegalCommand, MemoryFault, Violation};
 use crate::last_error::LastError;
 use crate::nest::Nest;
 use crate::progress::{Budget, Progress};
@@ -101,8 +101,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     }
 
     fn execute(&mut self) -> Progress {
-        if self.queue.fence.is_some() {
-            match self.go_on_with_fence() {
+        if let Some(fence) = self.queue.fence.take() {
+            match self.go_on_with_fence(fence) {
                 Flow::Next => {}
                 Flow::Wait(progress) => return progress,
                 Flow::Stop => return Progress::Idle,
@@ -119,90 +119,98 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
                     break;
                 }
             };
-            // What is behind a command that waits or stops is dropped here, and fetched again when its turn comes.
-            for &command in commands {
-                if !self.budget.take() {
-                    return Progress::Runnable;
-                }
-                match self.carry_out(command) {
-                    Flow::Next => {}
-                    Flow::Wait(progress) => {
-                        if self.queue.fence.is_none() {
-                            // Taken again when it is fetched again. What it waits for may need it meanwhile.
-                            self.budget.give_back();
-                        }
-                        return progress;
-                    }
-                    Flow::Stop => return Progress::Idle,
-                }
+            match self.carry_out(commands) {
+                Flow::Next => {}
+                Flow::Wait(progress) => return progress,
+                Flow::Stop => return Progress::Idle,
             }
         }
         Progress::Idle
     }
 
-    /// Decides on the one copy of the command.
-    fn carry_out(&mut self, raw: RawCommand) -> Flow {
+    /// Decides on the one copy of the commands. What is behind one that waits or stops is dropped here, and fetched
+    /// again when its turn comes.
+    fn carry_out(&mut self, commands: &[RawCommand]) -> Flow {
+        // None of this changes while commands are carried out.
         let registers = &*self.registers;
         let legality = Legality::new(registers.capabilities(), registers.fctl().wsi(), registers.mode());
-        match Command::decode(raw, &legality) {
-            Ok(command) => {
-                log::trace!("{command:x?}");
-                self.obey(command).unwrap_or_else(Flow::Wait)
+        let mut rest = commands;
+        while let Some((&raw, behind)) = rest.split_first() {
+            if !self.budget.take() {
+                return Flow::Wait(Progress::Runnable);
             }
-            Err(IllegalCommand(reason)) => {
-                let index = self.registers.cqh();
-                self.nest.noted.note(LastError::IllegalCommand { index, command: raw, reason });
-                self.counts.count_illegal();
-                self.set_status(|csr| csr.with_cmd_ill(true));
-                Flow::Stop
+            let mut command = match Command::decode(raw, &legality) {
+                Ok(command) => command,
+                Err(IllegalCommand(reason)) => return self.stop_at_illegal(raw, reason),
+            };
+            let within = behind.len().min(self.budget.left());
+            let joined = command.join(raw, behind.get(..within).unwrap_or_default());
+            log::trace!("{command:x?}, {joined} more joined");
+            match self.obey(&command, joined) {
+                Ok(Flow::Next) => self.budget.spend(joined),
+                Ok(stays) => return stays,
+                Err(progress) => {
+                    // Taken again when it is fetched again. What it waits for may need it meanwhile.
+                    self.budget.give_back();
+                    return Flow::Wait(progress);
+                }
             }
+            rest = behind.get(joined..).unwrap_or_default();
         }
+        Flow::Next
     }
 
-    /// For passthrough devices first, since only there it may have to wait, and is then carried out again as a whole.
-    fn obey(&mut self, command: Command) -> Result<Flow, Progress> {
+    #[cold]
+    fn stop_at_illegal(&mut self, command: RawCommand, reason: &'static Violation) -> Flow {
+        let index = self.registers.cqh();
+        self.nest.noted.note(LastError::IllegalCommand { index, command, reason });
+        self.counts.count_illegal();
+        self.set_status(|csr| csr.with_cmd_ill(true));
+        Flow::Stop
+    }
+
+    /// Carries out a command that others were joined with: for passthrough devices first, since only there it may have
+    /// to wait, and is then carried out again as a whole.
+    fn obey(&mut self, command: &Command, joined: usize) -> Result<Flow, Progress> {
         match command {
             Command::IotinvalVma(operands) => {
                 // For passthrough devices there is no second stage of the guest's own, and so one set of spaces, which
                 // the host's GSCID tags; those of other VMs of the guest's do not exist (rule VC-22).
                 if operands.gscid.is_none() {
-                    self.nest.invalidate(first_stage(&operands), self.backend)?;
+                    self.nest.invalidate(first_stage(operands), self.backend)?;
                 }
-                self.caches.forget_first_stage(&operands);
-                self.forget_dma(&first_stage(&operands));
+                self.caches.forget_first_stage(operands);
+                self.forget_dma(&first_stage(operands));
             }
             // For passthrough devices there is no second stage to forget (rule VC-30).
             Command::IotinvalGvma(operands) => {
-                self.caches.forget_second_stage(&operands);
+                self.caches.forget_second_stage(operands);
                 self.forget_dma(&Invalidation::Everything);
             }
-            Command::IodirInvalPdt(device, process) => {
+            &Command::IodirInvalPdt(device, process) => {
                 self.nest.inval_pdt(device, process, self.backend)?;
                 self.caches.forget_process(device, process);
                 self.forget_dma(&Invalidation::Device(device));
             }
-            Command::IodirInvalDdt(device) => {
+            &Command::IodirInvalDdt(device) => {
                 self.nest.inval_ddt(device);
                 self.caches.forget_device(device);
                 self.forget_dma(&device.map_or(Invalidation::Everything, Invalidation::Device));
             }
-            Command::AtsInval(operands) => self.invalidate_at_device(&operands)?,
-            Command::AtsPrgr(operands) => self.respond_to_device(&operands)?,
-            Command::IofenceC(fence) => {
-                self.queue.fence = Some(Fence::new(fence));
-                return Ok(self.go_on_with_fence());
-            }
+            Command::AtsInval(operands) => self.invalidate_at_device(operands)?,
+            Command::AtsPrgr(operands) => self.respond_to_device(operands)?,
+            Command::IofenceC(fence) => return Ok(self.go_on_with_fence(Fence::new(*fence))),
         }
-        self.step_over(&command);
+        self.step_over(command, joined);
         Ok(Flow::Next)
     }
 
-    /// The head moves past the command at it.
-    fn step_over(&mut self, command: &Command) {
+    /// The head moves past the command at it, and those that were joined with it.
+    fn step_over(&mut self, command: &Command, joined: usize) {
         let ring = Ring::<16>::new(self.registers.cqb());
-        let next = ring.next(self.registers.cqh());
-        self.registers.set_cqh(next);
-        self.counts.count(command);
+        let passed = u32::try_from(joined).unwrap_or(u32::MAX).saturating_add(1);
+        self.registers.set_cqh(ring.after(self.registers.cqh(), passed));
+        self.counts.count(command, passed);
     }
 
     /// The command at the head stops the queue, because of what it found `at` an address.

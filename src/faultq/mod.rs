@@ -62,6 +62,7 @@ impl FaultQueue {
     }
 
     /// Forgets the last record once the queue is off: its memory belongs to the guest again.
+    #[inline]
     pub(crate) fn forget_if_off(&mut self, registers: &Registers) {
         if !registers.fqcsr().fqon() {
             self.last = None;

@@ -254,7 +254,13 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
 
     /// A fence is complete, and with it the requests before it; `timed_out` says that not all of them were answered.
     /// Whether the guest is to be told, `None` if there were none.
+    #[inline]
     pub(super) fn end_requests(&mut self, upto: Ticket, timed_out: bool) -> Option<bool> {
+        if self.requests.0.is_empty() { None } else { self.end_some_requests(upto, timed_out) }
+    }
+
+    #[inline(never)]
+    fn end_some_requests(&mut self, upto: Ticket, timed_out: bool) -> Option<bool> {
         let mut guests = None;
         for index in 0..self.slots.len() {
             let Some(to) = self.slots.get(index).map(|slot| slot.attachment) else {

@@ -2,7 +2,7 @@
 
 use heapless::Vec;
 
-use crate::addr::{Iova, PAGE_SIZE};
+use crate::addr::join_pages;
 use crate::backend::{Invalidation, Pages};
 use crate::list;
 
@@ -106,23 +106,12 @@ fn union<D: Copy + Eq>(held: &Invalidation<D>, new: &Invalidation<D>) -> Option<
         return Some(*new);
     }
     match (held, new) {
-        (Invalidation::Pages(a), Invalidation::Pages(b))
-            if a.pscid == b.pscid && a.non_leaf == b.non_leaf && touch(a, b) =>
-        {
-            Some(Invalidation::Pages(Pages { first: a.first.min(b.first), last: a.last.max(b.last), ..*a }))
+        (Invalidation::Pages(a), Invalidation::Pages(b)) if a.pscid == b.pscid && a.non_leaf == b.non_leaf => {
+            let (first, last) = join_pages((a.first, a.last), (b.first, b.last))?;
+            Some(Invalidation::Pages(Pages { first, last, ..*a }))
         }
         _ => None,
     }
-}
-
-/// Whether two ranges overlap or follow each other without a gap.
-fn touch(a: &Pages, b: &Pages) -> bool {
-    // A range that ends with the address space is followed by nothing.
-    let reaches = |a: &Pages, b: &Pages| match a.last.get().checked_add(PAGE_SIZE) {
-        Some(next) => b.first <= Iova::new(next),
-        None => true,
-    };
-    reaches(a, b) && reaches(b, a)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         if !self.slots.is_empty() && !self.is_locked() {
             self.batch.widen();
         }
-        for slot in &mut self.slots {
+        for slot in self.slots.iter_mut() {
             let has_ats = slot.live.is_some_and(|live| live.ats() != Ats::Off);
             match slot.phase {
                 Phase::Live if has_ats => slot.purge_in_use(),
@@ -49,7 +49,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         self.lost = self.issued;
         self.residue = Residue::Some;
         self.batch.widen();
-        for slot in &mut self.slots {
+        for slot in self.slots.iter_mut() {
             slot.live = None;
             slot.restart();
             if self.gate != Gate::Open {

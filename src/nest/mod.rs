@@ -17,8 +17,7 @@ mod pages;
 mod restore;
 mod settle;
 mod slot;
-
-use heapless::Vec;
+mod table;
 
 use crate::attachment::{Attachment, Generations};
 use crate::backend::{Backend, Ticket};
@@ -33,6 +32,7 @@ use batch::Batch;
 use pages::Groups;
 use restore::Restoring;
 use slot::{Phase, Reread, Slot};
+use table::Slots;
 
 pub(crate) use ats::Grant;
 pub use counts::{Answers, OrderCounts};
@@ -83,7 +83,7 @@ enum Residue {
 
 #[derive(Debug)]
 pub(crate) struct Nest<D, const DEVICES: usize, const BATCH: usize, const ITAGS: usize, const GROUPS: usize> {
-    slots: Vec<Slot<D>, DEVICES>,
+    slots: Slots<D, DEVICES>,
     batch: Batch<D, BATCH>,
     requests: Requests<ITAGS>,
     groups: Groups<GROUPS>,
@@ -119,7 +119,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     pub(crate) const fn new() -> Self {
         const { assert!(BATCH > 0, "BATCH must have room for one order") };
         Self {
-            slots: Vec::new(),
+            slots: Slots::new(),
             batch: Batch::new(),
             requests: Requests::new(),
             groups: Groups::new(),
@@ -262,7 +262,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         *restoring = None;
         *noted = Noted::NOTHING;
         *probed = 0;
-        for slot in slots {
+        for slot in slots.iter_mut() {
             slot.restart();
         }
     }
@@ -276,7 +276,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
 
     /// Reads every context again: the directory is another one.
     pub(crate) fn reread_all(&mut self) {
-        for slot in &mut self.slots {
+        for slot in self.slots.iter_mut() {
             slot.reread(Reread::Directory);
         }
     }
@@ -292,13 +292,12 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     /// say so (rule UPD-04).
     pub(crate) fn reread_one_not_valid(&mut self) {
         let count = self.slots.len();
-        for turn in 0..count {
-            let index = self.probed.wrapping_add(turn).checked_rem(count).unwrap_or(0);
-            if let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.not_valid.is_some()) {
-                slot.reread(Reread::Unasked);
-                self.probed = index.wrapping_add(1);
-                return;
-            }
+        let index = |turn| self.probed.wrapping_add(turn).checked_rem(count).unwrap_or(0);
+        let is_not_valid = |&index: &usize| self.slots.get(index).is_some_and(|slot| slot.not_valid.is_some());
+        let found = (0..count).map(index).find(is_not_valid);
+        if let Some((index, slot)) = found.and_then(|index| Some((index, self.slots.get_mut(index)?))) {
+            slot.reread(Reread::Unasked);
+            self.probed = index.wrapping_add(1);
         }
     }
 }

@@ -133,6 +133,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         core::mem::take(&mut self.timed_out)
     }
 
+    #[inline]
     fn complete(&mut self, ticket: Ticket, timed_out: bool) {
         self.completed = ticket;
         let guests = self.end_requests(ticket, timed_out);
@@ -147,10 +148,13 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     }
 
     /// Gives the held orders out.
+    #[inline]
     pub(super) fn flush<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) -> Result<(), Stalled> {
-        if self.batch.orders().is_empty() {
-            return Ok(());
-        }
+        if self.batch.orders().is_empty() { Ok(()) } else { self.flush_held(physical) }
+    }
+
+    #[inline(never)]
+    fn flush_held<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) -> Result<(), Stalled> {
         self.may_order()?;
         loop {
             match self.orders.invalidate.count(physical.invalidate(self.batch.orders())) {
@@ -175,11 +179,13 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     }
 
     /// A device whose context is not known is blocked before any other order.
+    #[inline]
     fn may_order(&self) -> Result<(), Stalled> {
-        let unknown = self.slots.iter().any(|slot| slot.live.is_none());
+        let unknown = !self.slots.is_at_rest() && self.slots.iter().any(|slot| slot.live.is_none());
         if unknown || self.health == Health::Failed { Err(Stalled) } else { Ok(()) }
     }
 
+    #[inline]
     pub(super) fn issue_fence<P: PhysicalIommu<Device = D>>(
         &mut self,
         scope: FenceScope,
@@ -197,9 +203,11 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
                 {
                     self.residue = Residue::GoneAfter(ticket);
                 }
-                for slot in self.slots.iter_mut().filter(|slot| slot.step == Step::Unfenced && !slot.owed) {
-                    if all || !slot.hold {
-                        slot.step = Step::Fenced(ticket);
+                if !self.slots.is_at_rest() {
+                    for slot in self.slots.iter_mut().filter(|slot| slot.step == Step::Unfenced && !slot.owed) {
+                        if all || !slot.hold {
+                            slot.step = Step::Fenced(ticket);
+                        }
                     }
                 }
                 match completion {
@@ -226,7 +234,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             self.noted.note(LastError::HostInvalidation);
             self.health = Health::Degraded;
             self.gate = Gate::Locked;
-            for slot in &mut self.slots {
+            for slot in self.slots.iter_mut() {
                 slot.end_purge();
                 slot.wanted = Context::Blocked;
                 if !slot.is_blocked() {
@@ -237,7 +245,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             let _ = self.block_unknown(physical);
         }
         self.batch.clear();
-        for slot in &mut self.slots {
+        for slot in self.slots.iter_mut() {
             slot.owed = true;
             slot.step = Step::Unfenced;
         }
@@ -255,7 +263,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         self.noted.note(LastError::HostFailed);
         self.health = Health::Failed;
         self.batch.clear();
-        for slot in &mut self.slots {
+        for slot in self.slots.iter_mut() {
             slot.end_purge();
             slot.wanted = Context::Blocked;
             let blocked = self.orders.set_context.count(physical.set_context(slot.device, &Context::Blocked));

@@ -143,7 +143,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             self.health = Health::Degraded;
         }
         let mut requests = Vec::new();
-        for slot in &mut self.slots {
+        for slot in self.slots.iter_mut() {
             let (to, id) = (slot.attachment, slot.id());
             for device in devices.iter().filter(|device| device.id == id) {
                 slot.timeouts = slot.timeouts.max(device.timeouts);

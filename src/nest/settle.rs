@@ -22,7 +22,18 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
 {
     /// Does what can be done now. `Idle`: every context read is in force, or blocked, and its invalidation is in the
     /// batch; where the guest did not ask for it, it is fenced too.
+    #[inline]
     pub(crate) fn settle<B: Backend<Device = D>>(
+        &mut self,
+        registers: &Registers,
+        backend: &mut B,
+        budget: &mut Budget,
+    ) -> Progress {
+        if self.slots.is_at_rest() { Progress::Idle } else { self.settle_slots(registers, backend, budget) }
+    }
+
+    #[inline(never)]
+    fn settle_slots<B: Backend<Device = D>>(
         &mut self,
         registers: &Registers,
         backend: &mut B,
@@ -33,6 +44,9 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             self.watch(backend);
             let progress = self.settle_contexts(registers, backend, budget);
             if !self.watch(backend) || progress != Progress::Idle {
+                if progress == Progress::Idle {
+                    self.slots.come_to_rest();
+                }
                 return progress;
             }
         }

@@ -368,4 +368,13 @@ impl<D> Slot<D> {
     pub(super) fn is_settled(&self) -> bool {
         self.stale.is_none() && !self.hold && self.live == Some(self.wanted)
     }
+
+    /// Settled, and every order and fence for it has been issued and is complete.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.is_settled()
+            && !self.owed
+            && self.step == Step::Final
+            && self.purge == Purge::No
+            && self.watched == self.not_valid
+    }
 }

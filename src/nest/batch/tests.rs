@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::addr::Iova;
 use crate::id::{ProcessId, Pscid};
 
 type Order = Invalidation<u8>;
