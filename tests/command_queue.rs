@@ -809,6 +809,28 @@ fn a_thousand_commands_take_as_many_calls_as_the_budget_says() {
 }
 
 #[test]
+fn commands_that_are_carried_out_as_one_are_counted_and_bounded_one_by_one() {
+    let mut guest: Guest = Guest::with(&Config::nested().with_budget(10), 10);
+    let adjacent = |number: u64| Iotinval::ALL.address(Iova::new(number << 12)).vma();
+    let mut progress = guest.ring((0..25).map(adjacent));
+    for passed in [10, 20] {
+        assert_eq!((progress, guest.cqh()), (Progress::Runnable, passed), "VC-05, T14");
+        assert_eq!(guest.iommu.stats().commands.iotinval_vma, passed);
+        progress = guest.iommu.run();
+    }
+    assert_eq!((progress, guest.cqh()), (Progress::Idle, 25), "VC-05, T14");
+    assert_eq!(guest.iommu.stats().commands.iotinval_vma, 25);
+    // One that the host is too busy for is carried out again as a whole, with those it took in.
+    let mut guest: Guest<1> = Guest::with(&Config::nested(), 10);
+    let _ = guest.ring([page(99)]);
+    guest.physical.answer_next_invalidate(Err(OrderError::Busy));
+    assert_eq!(guest.ring((0..5).map(adjacent)), Progress::Waiting);
+    assert_eq!((guest.cqh(), guest.iommu.stats().commands.iotinval_vma), (1, 1), "T21");
+    assert_eq!(guest.iommu.run(), Progress::Idle);
+    assert_eq!((guest.cqh(), guest.iommu.stats().commands.iotinval_vma), (6, 6), "T21");
+}
+
+#[test]
 fn a_queue_of_two_to_the_32_entries_is_bounded_per_call() {
     let mut guest = Guest::new();
     let _ = guest.write(register::CQCSR, 0);

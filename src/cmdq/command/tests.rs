@@ -477,3 +477,42 @@ proptest! {
         prop_assert_eq!(decode(low, high), Ok(command), "VMA-14");
     }
 }
+
+/// The range that becomes of a command and those behind it, and how many of these it took in.
+fn joined(commands: &[[u64; 2]]) -> (Option<(u64, u64)>, usize) {
+    let raw: Vec<RawCommand> = commands.iter().map(|&[low, high]| RawCommand { low, high }).collect();
+    let mut command = Command::decode(raw[0], &GUEST).unwrap();
+    let joined = command.join(raw[0], &raw[1..]);
+    let (Command::IotinvalVma(operands) | Command::IotinvalGvma(operands)) = command else {
+        return (None, joined);
+    };
+    (operands.range.map(|range| (range.first().get() >> 12, range.last().get() >> 12)), joined)
+}
+
+#[test]
+fn an_invalidation_takes_in_those_behind_it_that_go_on_where_it_ends_or_say_the_same() {
+    let vma = |page: u64| [VMA | AV | PSCV | 7 << 12, page << 10];
+    assert_eq!(joined(&[vma(4), vma(5), vma(6), vma(8)]), (Some((4, 6)), 2), "VC-25");
+    assert_eq!(joined(&[vma(4), vma(3), vma(3), vma(4), vma(2)]), (Some((2, 4)), 4), "VC-25");
+    // With S: 4 to 7, 8 to 15.
+    let range = |bits: u64| [VMA | AV | PSCV | 7 << 12, bits << 10 | S];
+    assert_eq!(joined(&[range(0b101), range(0b1011)]), (Some((4, 15)), 1), "VC-25, VMA-14");
+    assert_eq!(joined(&[range(0b101), vma(8)]), (Some((4, 7)), 0), "what differs in more than the page stays apart");
+    let last = PAGE_NUMBER;
+    assert_eq!(joined(&[vma(last), vma(0), vma(last)]), (Some((last, last)), 0), "nothing follows the last page");
+    // Without AV the page is not looked at (VMA-05).
+    let all = |pscid: u64, page: u64| [VMA | PSCV | pscid << 12, page << 10];
+    assert_eq!(joined(&[all(7, 1), all(7, 9), all(7, 1), all(8, 1)]), (None, 2), "VC-25");
+    assert_eq!(joined(&[[GVMA, 0], [GVMA, 0], [VMA, 0]]), (None, 1), "VC-25");
+    for other in [[VMA | AV | PSCV | 8 << 12, 5 << 10], [VMA | AV | PSCV | NL | 7 << 12, 5 << 10], [VMA | AV, 5 << 10]]
+    {
+        assert_eq!(joined(&[vma(4), other]).1, 0, "{other:x?}");
+    }
+    for reserved in [[0, 1], [0, 1 << 62], [1 << 11, 0]] {
+        let [low, high] = vma(5);
+        assert_eq!(joined(&[vma(4), [low | reserved[0], high | reserved[1]]]).1, 0, "CMD-03: {reserved:x?}");
+    }
+    for other in [[FENCE, 0], [INVAL_DDT, 0]] {
+        assert_eq!(joined(&[other, other]).1, 0, "each is carried out by itself");
+    }
+}
