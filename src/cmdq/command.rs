@@ -108,6 +108,20 @@ impl Iotinval {
     pub const fn with_range(self, range: PageRange) -> Self {
         Self { range: Some(range), ..self }
     }
+
+    /// Makes these operands, decoded from `raw`, one with those of the commands `behind` it that go on where they end or
+    /// say the same; how many these are.
+    pub(super) fn join(&mut self, raw: RawCommand, behind: &[RawCommand]) -> usize {
+        let alike = behind.iter().take_while(|next| raw.is_alike(**next));
+        match &mut self.range {
+            // Without AV the page is not looked at.
+            None => alike.count(),
+            Some(range) => {
+                let s = raw.high & S != 0;
+                alike.take_while(|next| range.join(next.page(), s)).count()
+            }
+        }
+    }
 }
 
 /// The pages an `IOTINVAL` with `AV` names: one, or a naturally aligned power of two of them.
@@ -293,24 +307,6 @@ impl Command {
                 Err(IllegalCommand(&Violation("func3", "is one the opcode does not have", "CMD-01")))
             }
             _ => Err(IllegalCommand(&Violation("opcode", "is reserved or custom", "CMD-01"))),
-        }
-    }
-
-    /// Makes one of an `IOTINVAL`, decoded from `raw`, and those of the commands `behind` it that go on where it ends
-    /// or say the same; how many these are.
-    #[inline]
-    pub(super) fn join(&mut self, raw: RawCommand, behind: &[RawCommand]) -> usize {
-        let (Self::IotinvalVma(operands) | Self::IotinvalGvma(operands)) = self else {
-            return 0;
-        };
-        let alike = behind.iter().take_while(|next| raw.is_alike(**next));
-        match &mut operands.range {
-            // Without AV the page is not looked at.
-            None => alike.count(),
-            Some(range) => {
-                let s = raw.high & S != 0;
-                alike.take_while(|next| range.join(next.page(), s)).count()
-            }
         }
     }
 

@@ -143,8 +143,13 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
                 Ok(command) => command,
                 Err(IllegalCommand(reason)) => return self.stop_at_illegal(raw, reason),
             };
-            let within = behind.len().min(self.budget.left());
-            let joined = command.join(raw, behind.get(..within).unwrap_or_default());
+            let joined = match &mut command {
+                Command::IotinvalVma(operands) | Command::IotinvalGvma(operands) => {
+                    let within = behind.len().min(self.budget.left());
+                    operands.join(raw, behind.get(..within).unwrap_or_default())
+                }
+                _ => 0,
+            };
             log::trace!("{command:x?}, {joined} more joined");
             match self.obey(&command, joined) {
                 Ok(Flow::Next) => self.budget.spend(joined),
