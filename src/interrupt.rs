@@ -7,8 +7,8 @@
 use crate::addr::Gpa;
 use crate::backend::{GuestMemory, Interrupts, Post};
 use crate::mem::View;
-use crate::regs::Ipsr;
 use crate::regs::file::Registers;
+use crate::regs::{Cqcsr, Fqcsr, Ipsr, Pqcsr};
 
 /// Signalling state that no register shows.
 #[derive(Debug)]
@@ -173,11 +173,14 @@ impl Registers {
     /// The interrupts whose level condition holds.
     #[inline]
     fn conditions(&self) -> Ipsr {
+        const COMMANDS: Cqcsr = Cqcsr::new().with_cqmf(true).with_cmd_to(true).with_cmd_ill(true).with_fence_w_ip(true);
+        const FAULTS: Fqcsr = Fqcsr::new().with_fqmf(true).with_fqof(true);
+        const REQUESTS: Pqcsr = Pqcsr::new().with_pqmf(true).with_pqof(true);
         let (cq, fq, pq) = (self.cqcsr(), self.fqcsr(), self.pqcsr());
         Ipsr::new()
-            .with_cip(cq.cie() && (cq.cqmf() || cq.cmd_to() || cq.cmd_ill() || cq.fence_w_ip()))
-            .with_fip(fq.fie() && (fq.fqmf() || fq.fqof()))
-            .with_pip(pq.pie() && (pq.pqmf() || pq.pqof()))
+            .with_cip(cq.cie() && cq.into_bits() & COMMANDS.into_bits() != 0)
+            .with_fip(fq.fie() && fq.into_bits() & FAULTS.into_bits() != 0)
+            .with_pip(pq.pie() && pq.into_bits() & REQUESTS.into_bits() != 0)
     }
 
     /// The level of each wire: the causes pending on it (rule REG-WSI-01).
