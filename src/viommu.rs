@@ -221,6 +221,7 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         match self.emulated.detach(id) {
             Some(device) => {
                 self.ats.forget(device.attachment);
+                self.caches.recent.clear();
                 self.backend.unmapped(&Invalidation::Device(id));
             }
             None => self.nest.detach(id)?,

@@ -135,6 +135,8 @@ pub(crate) struct Loads {
     pub(crate) second: u32,
     /// A translation was not found among the remembered ones.
     pub(crate) missed: bool,
+    /// D was set in an entry: what was answered before for reads of it is not all there is to say now.
+    pub(crate) dirtied: bool,
 }
 
 /// Walks for one request.
@@ -223,6 +225,7 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
             let place = self.second_stage(at, Need::IMPLICIT_WRITE)?.to;
             self.loads.first = self.loads.first.saturating_add(1);
             if stage.view.exchange(self.memory, place, width, pte.into_bits(), marked.into_bits())? {
+                self.loads.dirtied |= marked.d() && !pte.d();
                 return Ok((marked, entry));
             }
         }
@@ -297,6 +300,7 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
             }
             self.loads.second = self.loads.second.saturating_add(1);
             if stage.view.exchange(self.memory, at, width, pte.into_bits(), marked.into_bits())? {
+                self.loads.dirtied |= marked.d() && !pte.d();
                 return Ok((marked, entry));
             }
         }

@@ -6,9 +6,13 @@ use crate::id::{DeviceId, ProcessId};
 use crate::ioatc::{Ioatc, Set};
 use crate::pdt::Process;
 
+use super::recent::Recent;
+
 /// `N` entries of each kind, 0 for none. Contexts and translations are forgotten by commands of their own (rule CA-11).
 #[derive(Debug)]
 pub(crate) struct Caches<const N: usize> {
+    /// In front of the others.
+    pub(crate) recent: Recent<N>,
     pub(super) ioatc: Ioatc<N>,
     pub(super) contexts: Contexts<N>,
 }
@@ -40,27 +44,35 @@ impl<const N: usize> Contexts<N> {
 
 impl<const N: usize> Caches<N> {
     pub(crate) const fn new() -> Self {
-        Self { ioatc: Ioatc::new(), contexts: Contexts { devices: Set::new(), processes: Set::new() } }
+        Self {
+            recent: Recent::new(),
+            ioatc: Ioatc::new(),
+            contexts: Contexts { devices: Set::new(), processes: Set::new() },
+        }
     }
 
     /// `IODIR.INVAL_DDT`: contexts of one device, or of all, with those of their processes (rules DIR-01, DIR-02).
     pub(crate) fn forget_device(&mut self, device: Option<DeviceId>) {
+        self.recent.clear();
         self.contexts.devices.forget(|entry| device.is_none_or(|device| entry.0 == device));
         self.contexts.processes.forget(|entry| device.is_none_or(|device| entry.0 == device));
     }
 
     /// `IODIR.INVAL_PDT`: the context of one process (rule DIR-03).
     pub(crate) fn forget_process(&mut self, device: DeviceId, process: ProcessId) {
+        self.recent.clear();
         self.contexts.processes.forget(|entry| entry.0 == device && entry.1 == process);
     }
 
     /// `IOTINVAL.VMA`.
     pub(crate) fn forget_first_stage(&mut self, operands: &Iotinval) {
+        self.recent.clear();
         self.ioatc.forget_first(operands.gscid, operands.pscid, operands.range);
     }
 
     /// `IOTINVAL.GVMA`.
     pub(crate) fn forget_second_stage(&mut self, operands: &Iotinval) {
+        self.recent.clear();
         self.ioatc.forget_second(operands.gscid, operands.range);
     }
 

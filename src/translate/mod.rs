@@ -1,10 +1,11 @@
 //! "Process to translate an IOVA": what becomes of a request of an emulated device, or of the debug interface.
 //!
 //! This file is the procedure, in the order of the specification's steps; `request` what a device model asks and is
-//! told, `caches` what is remembered between requests, `ats` what an ATS translation request is answered.
+//! told, `caches` and `recent` what is remembered between requests, `ats` what an ATS translation request is answered.
 
 mod ats;
 mod caches;
+mod recent;
 mod request;
 
 pub(crate) use ats::completion_of;

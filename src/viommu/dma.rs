@@ -14,7 +14,7 @@ use crate::hpm::{self, Event, Tags};
 use crate::mem::View;
 use crate::msi::Destination;
 use crate::progress::Progress;
-use crate::regs::TrResponse;
+use crate::regs::{DdtpMode, TrResponse};
 use crate::translate::{
     Ask, AtsCompletion, AtsRequest, AtsTranslation, Env, Outcome, Refusal, Request, Tally, Target, To, Translation,
     completion_of,
@@ -33,7 +33,16 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     /// # Errors
     /// [`TranslateError`]; the device model aborts the access. Other than a [`Fault`](TranslateError::Fault) nothing is
     /// recorded.
+    #[inline]
     pub fn translate(&mut self, request: &Request) -> Result<Translation, TranslateError> {
+        match self.caches.recent.find(request) {
+            Some(found) => Ok(Translation { epoch: self.drains.hand_out(), ..found }),
+            None => self.translate_anew(request),
+        }
+    }
+
+    #[inline(never)]
+    fn translate_anew(&mut self, request: &Request) -> Result<Translation, TranslateError> {
         let granted = self.attached(request.device)?;
         let Request { device, access, iova, length, process, privileged, data } = *request;
         // Addresses from ATS are only a device's that takes part in it; other types are no accesses.
@@ -68,18 +77,22 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
                 Target::Mrif
             }
         };
-        let beyond = low_bits(outcome.shift).wrapping_sub(iova.get() & low_bits(outcome.shift));
-        Ok(Translation {
+        let mut translation = Translation {
             target,
-            // Both ends of the mapping included.
-            length: length.min(beyond.saturating_add(1)),
+            length,
             size: low_bits(outcome.shift).saturating_add(1),
             permissions: outcome.permissions,
             memory_type: outcome.memory_type,
             epoch: self.drains.hand_out(),
             pscid: outcome.pscid,
             qos: outcome.qos,
-        })
+        };
+        translation.length = translation.reach(request);
+        // With counters every request has events. The ids of one without a context change with a register.
+        if self.registers.counters() == 0 && matches!(self.registers.mode(), DdtpMode::Levels(_)) {
+            self.caches.recent.insert(request, &translation);
+        }
+        Ok(translation)
     }
 
     /// The pieces of a request that is larger than one mapping, in order; the first that fails is the last. Nothing is
@@ -178,6 +191,9 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
         };
         let result = env.translate(origin, ask);
         let tally = env.tally;
+        if tally.loads.dirtied {
+            self.caches.recent.clear();
+        }
         if self.registers.counters() != 0 {
             self.count(origin, ask, &tally);
             self.finish();
