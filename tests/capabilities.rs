@@ -153,12 +153,12 @@ fn the_least_there_is_has_every_mandatory_part() {
 
 #[test]
 fn in_bare_mode_requests_carry_the_ids_of_the_iommu() {
-    let mut rig = DmaRig::<0>::new(everything().with_qos_bits(12));
+    let mut rig = DmaRig::<8>::new(everything().with_qos_bits(12));
     // RCID in 11:0, MCID in 27:16.
     rig.write(IOMMU_QOSID, 0x0abc_0123);
     rig.set_context(&[V, 0, 0x321 << 52 | 0xcba << 40, 0]);
     let request = read(rig.device, 0x5000);
-    let qos = |rig: &mut DmaRig<0>| rig.translate(request).expect("both stages are Bare").qos;
+    let qos = |rig: &mut DmaRig<8>| rig.translate(request).expect("both stages are Bare").qos;
     assert_eq!(ids(qos(&mut rig)), (0xcba, 0x321), "QOS-02: those of the context");
     rig.write8(DDTP, 1);
     let translation = rig.translate(request).expect("the mode is Bare");
