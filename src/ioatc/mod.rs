@@ -233,6 +233,7 @@ impl<const N: usize> Ioatc<N> {
 }
 
 /// `address` with its low `shift` bits cleared.
+#[inline]
 fn aligned(address: u64, shift: u8) -> u64 {
     address & !low_bits(shift)
 }

@@ -120,6 +120,7 @@ impl Need {
 }
 
 /// Judges an entry at `level` (rules PTE-02 to PTE-08). `None`: page fault, or guest-page fault.
+#[inline]
 pub(super) fn judge(pte: Pte, level: u8, scheme: Scheme, extensions: Extensions) -> Option<Entry> {
     let reserved = pte.rsvd0() != 0
         || (!extensions.svrsw60t59b && pte.rsw60t59() != 0)
@@ -148,6 +149,7 @@ const NAPOT_SHIFT: u8 = 16;
 
 impl Leaf {
     /// Where it maps `address` to.
+    #[inline]
     pub(super) fn output(&self, address: u64) -> u64 {
         let offset = low_bits(self.shift);
         self.pte.ppn().base().get() & !offset | address & offset

@@ -48,6 +48,7 @@ impl Scheme {
     }
 
     /// Bytes from the start of its table to the entry at `level` for `address`.
+    #[inline]
     pub(crate) fn offset(self, address: u64, level: u8) -> u64 {
         let bits =
             if level == self.root_level() { self.index_bits.saturating_add(self.root_bits) } else { self.index_bits };
@@ -62,6 +63,7 @@ impl Scheme {
 
     /// Whether a first stage takes this address: sign-extended from its highest bit, for Sv32 zero-extended (rule
     /// S1-04).
+    #[inline]
     pub(crate) fn is_canonical(self, iova: u64) -> bool {
         let bits = self.input_bits();
         match self.width {
@@ -75,6 +77,7 @@ impl Scheme {
     }
 
     /// Whether a second stage takes this address: zero-extended (rule S2-03).
+    #[inline]
     pub(crate) fn is_within(self, address: u64) -> bool {
         address.wrapping_shr(self.input_bits().into()) == 0
     }

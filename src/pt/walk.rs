@@ -205,7 +205,7 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
         let width = stage.scheme().width;
         for _ in 0..ATTEMPTS {
             // The entry's own address is translated each time (rules S1-06, AD-03).
-            let place = self.second_stage(at, Need::IMPLICIT_READ)?.to;
+            let place = self.place(at, Need::IMPLICIT_READ)?;
             self.loads.first = self.loads.first.saturating_add(1);
             let pte = Pte::from_bits(stage.view.load_pte(self.memory, place, width)?);
             let entry = judge(pte, level, stage.scheme(), self.extensions).ok_or(Stop::PageFault)?;
@@ -222,7 +222,7 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
             if !stage.sade {
                 return Err(Stop::PageFault);
             }
-            let place = self.second_stage(at, Need::IMPLICIT_WRITE)?.to;
+            let place = self.place(at, Need::IMPLICIT_WRITE)?;
             self.loads.first = self.loads.first.saturating_add(1);
             if stage.view.exchange(self.memory, place, width, pte.into_bits(), marked.into_bits())? {
                 self.loads.dirtied |= marked.d() && !pte.d();
@@ -232,11 +232,25 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
         Err(Stop::Memory(MemoryFault::Access))
     }
 
+    /// The address in the VM's memory of an entry.
+    #[inline]
+    fn place(&mut self, at: NestedGpa, need: Need) -> Result<Gpa, Stop> {
+        match self.second {
+            None => Ok(at.untranslated()),
+            Some(stage) => self.translated(&stage, at, need).map(|mapping| mapping.to),
+        }
+    }
+
     /// The address in the VM's memory of a guest-physical address.
+    #[inline]
     pub(crate) fn second_stage(&mut self, gpa: NestedGpa, need: Need) -> Result<Mapping<Gpa>, Stop> {
-        let Some(stage) = self.second else {
-            return Ok(Mapping::identity(gpa.untranslated()));
-        };
+        match self.second {
+            None => Ok(Mapping::identity(gpa.untranslated())),
+            Some(stage) => self.translated(&stage, gpa, need),
+        }
+    }
+
+    fn translated(&mut self, stage: &SecondStage, gpa: NestedGpa, need: Need) -> Result<Mapping<Gpa>, Stop> {
         let refused = Stop::GuestPageFault(gpa.get() & !3 | need.implicit.iotval2());
         if !stage.scheme().is_within(gpa.get()) || (stage.sxl && gpa.get() >> 34 != 0) {
             return Err(refused);
@@ -248,7 +262,7 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
         } else {
             // Addresses of tables are not what a request asked for (rule HPM-26).
             self.loads.missed |= need.implicit == Implicit::No;
-            self.walk_second(&stage, gpa, need, refused)?
+            self.walk_second(stage, gpa, need, refused)?
         };
         Ok(Mapping::of(&leaf, Gpa::new(leaf.output(gpa.get()))))
     }
