@@ -38,7 +38,7 @@ impl RegisterSet {
     #[inline]
     pub(crate) fn has(self, offset: u64) -> bool {
         let word = usize::try_from(offset >> 8).ok().and_then(|quarter| self.0.get(quarter));
-        offset & 3 == 0 && word.is_some_and(|word| word.wrapping_shr(low_half(offset >> 2)) & 1 != 0)
+        offset.trailing_zeros() >= 2 && word.is_some_and(|word| word.wrapping_shr(low_half(offset >> 2)) & 1 != 0)
     }
 
     #[inline]

@@ -17,9 +17,8 @@ impl Registers {
     /// The registers as the guest reads them, 0 where there is none: there is no other state.
     pub(crate) fn page(&self) -> [u8; PAGE] {
         let mut page = [0; PAGE];
-        for (bytes, word) in page.chunks_exact_mut(4).zip(self.words) {
-            bytes.copy_from_slice(&word.to_le_bytes());
-        }
+        let bytes = self.words.iter().flat_map(|word| word.to_le_bytes());
+        page.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
         page
     }
 
