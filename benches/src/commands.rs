@@ -4,7 +4,7 @@
 
 use riscv_viommu::mock::guest::{Iofence, Iotinval};
 use riscv_viommu::mock::tables::Directory;
-use riscv_viommu::{Answers, Config, Iova, NoPhysical, PhysicalIommu};
+use riscv_viommu::{Answers, Config, Iova, NoPhysical, OrderCounts, PhysicalIommu};
 
 use crate::guest::{DONE, Guest, memory, pscid};
 use crate::host::NoOp;
@@ -78,4 +78,27 @@ pub fn doorbell<P: PhysicalIommu + 'static, const DEVICES: usize>(
         assert_eq!(guest.iommu.stats().orders.invalidations > *invalidations, is_ordered);
     };
     operation((guest, 0), prepare, |(guest, _)| guest.ring(), check)
+}
+
+/// A doorbell behind which there is nothing.
+pub fn empty_doorbell() -> Box<dyn Operation> {
+    operation(nested(), |_| {}, Guest::ring, |guest| guest.check_commands())
+}
+
+/// Pages that lie behind each other and a fence, each rung by itself, as a guest does that unmaps a buffer.
+pub fn unmap(count: u64) -> Box<dyn Operation> {
+    type Rig = (Guest<NoOp, 16, 0>, OrderCounts);
+    let prepare = move |(guest, before): &mut Rig| {
+        guest.order(&[fence()]);
+        *before = guest.iommu.stats().orders;
+        guest.push(&adjacent(count));
+        guest.push(&[fence()]);
+    };
+    let check = |(guest, before): &mut Rig| {
+        guest.check_commands();
+        let orders = guest.iommu.stats().orders;
+        assert!(orders.invalidations > before.invalidations && orders.fence.done == before.fence.done + 1);
+        eprintln!("{}", orders.invalidations - before.invalidations);
+    };
+    operation((nested(), OrderCounts::default()), prepare, move |(guest, _)| guest.ring_each(count + 1), check)
 }

@@ -4,15 +4,15 @@ use riscv_viommu::mock::Memory;
 use riscv_viommu::mock::guest::register;
 use riscv_viommu::mock::tables::{self, Directory};
 use riscv_viommu::{
-    Config, DeviceId, DevicePolicy, FirstStageMode, Gpa, PhysicalIommu, Progress, Pscid, VIommu, Width,
+    Attachment, Config, DeviceId, DevicePolicy, FirstStageMode, Gpa, PhysicalIommu, Progress, Pscid, VIommu, Width,
 };
 
 use crate::host::{Host, NoOp, NoWires, Ram};
 
 /// Entries of the command queue.
 const COMMANDS: u64 = 1024;
-/// 16 bytes each.
-const COMMAND_PAGES: u64 = COMMANDS * 16 / 4096;
+/// Entries of the fault queue.
+pub const FAULTS: u64 = 128;
 
 /// The `number`th device of a guest whose directory has so many levels: no index on the way to its context is 0.
 pub fn device(levels: u8, number: u32) -> DeviceId {
@@ -40,25 +40,28 @@ pub fn pscid() -> Pscid {
 pub struct Guest<P: PhysicalIommu, const DEVICES: usize, const CACHE: usize> {
     /// Its IOMMU.
     pub iommu: VIommu<Host<P>, DEVICES, 16, CACHE>,
+    /// Its passthrough devices.
+    pub devices: Vec<Attachment>,
     commands: Gpa,
     tail: u64,
+    faults: Gpa,
 }
 
 impl<P: PhysicalIommu, const DEVICES: usize, const CACHE: usize> Guest<P, DEVICES, CACHE> {
     /// A guest that has allocated what is in `memory`, with all queues on and this directory in force.
     pub fn new(config: &Config, physical: P, memory: &Memory, directory: &Directory) -> Self {
-        let (commands, faults) = (memory.allocate(COMMAND_PAGES), memory.allocate(1));
+        // Entries of 16 and 32 bytes.
+        let (commands, faults) = (memory.allocate(COMMANDS * 16 / 4096), memory.allocate(FAULTS * 32 / 4096));
         let host = Host { memory: Ram::of(memory), interrupts: NoWires, physical };
-        let mut guest = Self { iommu: VIommu::new(host), commands, tail: 0 };
+        let mut guest = Self { iommu: VIommu::new(host), devices: Vec::new(), commands, tail: 0, faults };
         guest.iommu.start(config).expect("a configuration that is taken");
         guest.set(register::CQB, Width::U64, commands.get() >> 2 | u64::from(COMMANDS.ilog2() - 1));
-        // 128 records of 32 bytes.
-        guest.set(register::FQB, Width::U64, faults.get() >> 2 | 6);
+        guest.set(register::FQB, Width::U64, faults.get() >> 2 | u64::from(FAULTS.ilog2() - 1));
         guest.set(register::CQCSR, Width::U32, register::ENABLE);
         guest.set(register::FQCSR, Width::U32, register::ENABLE);
         guest.set(register::DDTP, Width::U64, directory.ddtp());
-        assert_eq!(guest.iommu.read(register::CQCSR, Width::U32), register::ON | register::ENABLE);
-        assert_eq!(guest.iommu.read(register::FQCSR, Width::U32), register::ON | register::ENABLE);
+        assert_eq!(guest.get(register::CQCSR), register::ON | register::ENABLE);
+        assert_eq!(guest.get(register::FQCSR), register::ON | register::ENABLE);
         guest
     }
 
@@ -80,6 +83,12 @@ impl<P: PhysicalIommu, const DEVICES: usize, const CACHE: usize> Guest<P, DEVICE
         &mut self.iommu.backend_mut().memory
     }
 
+    /// The fault record at an index.
+    pub fn fault(&mut self, index: u64) -> [u64; 4] {
+        let at = self.faults.get() + 32 * index;
+        [0, 8, 16, 24].map(|offset| self.memory().read(Gpa::new(at + offset)))
+    }
+
     /// Puts commands into the queue; the vIOMMU does not know of them yet.
     pub fn push(&mut self, commands: &[[u64; 2]]) {
         for command in commands {
@@ -92,6 +101,13 @@ impl<P: PhysicalIommu, const DEVICES: usize, const CACHE: usize> Guest<P, DEVICE
     /// Rings the doorbell, and lets the vIOMMU finish.
     pub fn ring(&mut self) {
         self.set(register::CQT, Width::U32, self.tail);
+    }
+
+    /// Rings the doorbell for each of the last commands by itself.
+    pub fn ring_each(&mut self, commands: u64) {
+        for after in (0..commands).rev() {
+            self.set(register::CQT, Width::U32, (self.tail + COMMANDS - after) % COMMANDS);
+        }
     }
 
     /// Commands, done.
@@ -112,28 +128,20 @@ impl<P: PhysicalIommu, const DEVICES: usize, const CACHE: usize> Guest<P, DEVICE
 impl<const DEVICES: usize> Guest<NoOp, DEVICES, 0> {
     /// A guest with passthrough devices that translate, and a directory of 1 to 3 levels.
     pub fn nested(levels: u8, devices: u32) -> Self {
-        Self::with_memory(&memory(), levels, devices)
-    }
-
-    /// The same, with what is in `memory` already.
-    pub fn with_memory(memory: &Memory, levels: u8, devices: u32) -> Self {
-        let directory = directory(memory, levels, devices);
-        let mut guest = Self::new(&Config::nested(), NoOp, memory, &directory);
+        let memory = memory();
+        let directory = Directory::new(&memory, levels, false);
+        // The vIOMMU does not walk the tables of passthrough devices: their root holds nothing.
+        let context = tables::first_stage(FirstStageMode::Sv39, memory.allocate(1), pscid());
+        for number in 0..devices {
+            directory.set(device(levels, number), &context);
+        }
+        let mut guest = Self::new(&Config::nested(), NoOp, &memory, &directory);
         for number in 0..devices {
             let attached = guest.iommu.attach(device(levels, number), number, DevicePolicy::default());
-            assert_eq!(attached.expect("room for it").progress, Progress::Idle);
+            let attached = attached.expect("room for it");
+            assert_eq!(attached.progress, Progress::Idle);
+            guest.devices.push(attached.attachment);
         }
         guest
     }
-}
-
-/// A directory of so many levels with the contexts of so many devices.
-pub fn directory(memory: &Memory, levels: u8, devices: u32) -> Directory {
-    let directory = Directory::new(memory, levels, false);
-    // The vIOMMU does not walk the tables of passthrough devices: their root holds nothing.
-    let context = tables::first_stage(FirstStageMode::Sv39, memory.allocate(1), pscid());
-    for number in 0..devices {
-        directory.set(device(levels, number), &context);
-    }
-    directory
 }

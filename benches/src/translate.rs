@@ -3,12 +3,13 @@
 use std::hint::black_box;
 
 use riscv_viommu::mock::Memory;
-use riscv_viommu::mock::guest::{Iofence, Iotinval};
+use riscv_viommu::mock::guest::Iotinval;
 use riscv_viommu::mock::tables::{Directory, PageTable, ProcessDirectory, process_ta, pte, tc};
 use riscv_viommu::{
     Config, DevicePolicy, FirstStageMode, Gpa, Gscid, Iova, NoPhysical, ProcessId, Request, SecondStageMode, Target,
 };
 
+use crate::commands::fence;
 use crate::guest::{Guest, device, memory, pscid};
 use crate::operation::{Operation, operation};
 
@@ -139,19 +140,33 @@ fn context(memory: &Memory, way: Way, process: ProcessId) -> [u64; 8] {
     }
 }
 
-/// Translations with nothing remembered, or with all of it.
+/// Translations with all of it remembered, or nothing at all where `CACHE` is 0.
 pub fn translate<const CACHE: usize>(way: Way, pages: u64) -> Box<dyn Operation> {
     operation(Dma::<CACHE>::new(way, pages), |_| {}, Dma::run, Dma::check)
 }
 
-/// A translation of which contexts are remembered, and no page-table entry.
-pub fn with_context(way: Way) -> Box<dyn Operation> {
-    let vm = Iotinval::ALL.gscid(gscid());
-    let commands = if way.has_second_stage() { vec![vm.vma(), vm.gvma()] } else { vec![Iotinval::ALL.vma()] };
+/// A translation after these commands: the rest is remembered.
+fn after(way: Way, commands: Vec<[u64; 2]>) -> Box<dyn Operation> {
     let forget = move |dma: &mut Dma<16>| {
         dma.run();
         dma.guest.order(&commands);
-        dma.guest.order(&[Iofence::PLAIN.encode()]);
+        dma.guest.order(&[fence()]);
     };
     operation(Dma::new(way, 1), forget, Dma::run, Dma::check)
+}
+
+/// Contexts are remembered, and no page-table entry.
+pub fn miss(way: Way) -> Box<dyn Operation> {
+    let vm = Iotinval::ALL.gscid(gscid());
+    after(way, if way.has_second_stage() { vec![vm.vma(), vm.gvma()] } else { vec![Iotinval::ALL.vma()] })
+}
+
+/// The next page of a buffer: everything is remembered but the last entries of both stages.
+pub fn next_page(way: Way) -> Box<dyn Operation> {
+    let page = Iotinval::ALL.address(Iova::new(IOVA));
+    if way.has_second_stage() {
+        let second = Iotinval::ALL.address(Iova::new(MEMORY));
+        return after(way, vec![page.gscid(gscid()).vma(), second.gscid(gscid()).gvma()]);
+    }
+    after(way, vec![page.vma()])
 }
