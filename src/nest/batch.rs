@@ -36,6 +36,10 @@ impl<D: Copy + Eq, const BATCH: usize> Batch<D, BATCH> {
         let first = self.reach(&order);
         let mut index = first;
         while let Some(held) = self.orders.get(index) {
+            if are_apart(held, &order) {
+                index = index.saturating_add(1);
+                continue;
+            }
             if covers(held, &order) {
                 return true;
             }
@@ -73,6 +77,15 @@ impl<D: Copy + Eq, const BATCH: usize> Batch<D, BATCH> {
 
     pub(crate) fn is_widest(&self) -> bool {
         matches!(self.orders.as_slice(), [Invalidation::Everything])
+    }
+}
+
+/// Whether both are about pages, but not of one range: what most pairs are, seen first.
+#[inline]
+fn are_apart<D>(held: &Invalidation<D>, new: &Invalidation<D>) -> bool {
+    match (held, new) {
+        (Invalidation::Pages(a), Invalidation::Pages(b)) => join_pages((a.first, a.last), (b.first, b.last)).is_none(),
+        _ => false,
     }
 }
 
