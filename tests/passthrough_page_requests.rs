@@ -355,6 +355,7 @@ mod discarded {
         assert!((0..8).all(|number| guest.ask(&read(number)) == Queued));
         assert_eq!(code(guest.ask(&read(8))), Some(ResponseCode::Success), "VT-10, T41");
         assert_eq!((guest.requests().len(), guest.rig.read(register::PQCSR) & register::PQOF), (8, 0), "VT-10");
+        assert_eq!(guest.ask(&read(3)), Queued, "VT-10: that one is kept");
         let _ = guest.answer(function(0), 3, 0);
         assert_eq!(guest.ask(&read(8)), Queued, "VT-10");
     }

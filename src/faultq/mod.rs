@@ -116,7 +116,7 @@ impl FaultQueue {
     fn queue(&mut self, record: FaultRecord, env: &mut Env<'_, impl GuestMemory>) -> Recorded {
         let Env { registers, signals, memory, fenced } = env;
         let csr = registers.fqcsr();
-        if !csr.fqon() || !csr.fqen() || csr.fqmf() || csr.fqof() {
+        if !csr.fqon() || csr.fqmf() || csr.fqof() {
             return Recorded::No;
         }
         let ring = Ring::<32>::new(registers.fqb());

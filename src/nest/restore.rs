@@ -195,3 +195,17 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         self.health = Health::Degraded;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_of_three_facts_is_worth_telling() {
+        let nothing = SavedDevice { id: DeviceId::truncate(1), timeouts: 0, requests: 0, had_ats: false };
+        assert!(!nothing.is_told());
+        assert!(SavedDevice { timeouts: 1, ..nothing }.is_told());
+        assert!(SavedDevice { requests: 1, ..nothing }.is_told());
+        assert!(SavedDevice { had_ats: true, ..nothing }.is_told());
+    }
+}

@@ -514,3 +514,11 @@ fn an_invalidation_takes_in_those_behind_it_that_go_on_where_it_ends_or_say_the_
         assert_eq!(joined(&[vma(4), [low | reserved[0], high | reserved[1]]]).1, 0, "CMD-03: {reserved:x?}");
     }
 }
+
+#[test]
+fn operands_are_told_one_by_one() {
+    let space = (Gscid::truncate(3), Pscid::truncate(5));
+    let range = page(0x7000);
+    let all = Iotinval::ALL.with_gscid(space.0).with_pscid(space.1).with_range(range);
+    assert_eq!(all, Iotinval { gscid: Some(space.0), pscid: Some(space.1), range: Some(range) });
+}

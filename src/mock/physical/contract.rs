@@ -38,6 +38,10 @@ struct Books {
     keeps: bool,
     /// The orders that made it forget those with and without a PASID for good.
     forgotten: [Option<u64>; 2],
+    /// The last order for it to forget something, until a fence shows whether it answered.
+    asked: Option<u64>,
+    /// It did not answer: nothing more can be had of it.
+    silent: bool,
     /// The order that last changed the context or dropped it from the caches.
     touched: u64,
     /// The context changed and has not been dropped from the caches since.
@@ -76,6 +80,8 @@ impl Contract {
     pub(super) fn adopt(&mut self, device: PhysicalDevice, taken: bool, answer: Result<HostCapabilities, OrderError>) {
         self.now = self.now.wrapping_add(1);
         assert!(!taken, "contract: adopt of {device:?}, which a vIOMMU has already");
+        // Where no device is left, there is nothing that a reset would have to block or fence.
+        self.failed &= !self.devices.is_empty();
         assert!(!self.failed, "contract: adopt of {device:?} after Fatal and before a reset");
         match answer {
             Ok(host) => drop(self.devices.insert(device, Books { host: Some(host), ..Books::default() })),
@@ -204,7 +210,10 @@ impl Contract {
         let fenced = self.fenced;
         for (device, books) in &mut self.devices {
             let forgotten = books.forgotten.iter().all(|order| order.is_some_and(|order| order <= fenced));
-            books.keeps &= !forgotten && !silent.contains(device);
+            books.keeps &= !forgotten;
+            if books.asked.is_some_and(|order| order <= fenced) {
+                (books.asked, books.silent) = (None, silent.contains(device));
+            }
         }
     }
 
@@ -239,7 +248,7 @@ impl Contract {
                 for (forgotten, _) in books.forgotten.iter_mut().zip(which).filter(|(_, all)| quiet && all == what) {
                     *forgotten = Some(now);
                 }
-                books.keeps |= books.state == State::Open;
+                books.asked = Some(now);
                 self.unfenced = Some(device);
             }
             // It is as if the device had not answered.
@@ -262,7 +271,8 @@ impl Contract {
         self.fences.clear();
         self.unfenced = None;
         for books in self.devices.values_mut() {
-            *books = Books { state: State::Failed, ats: Ats::Off, touched: self.now, cached: true, ..*books };
+            let asked = None;
+            *books = Books { state: State::Failed, ats: Ats::Off, touched: self.now, cached: true, asked, ..*books };
         }
     }
 
@@ -276,7 +286,7 @@ impl Contract {
         // Without T2GPA it is the host that resets the function, or turns ATS off in it.
         let t2gpa = books.host.is_some_and(|host| host.capabilities.t2gpa());
         assert!(
-            !books.keeps || !t2gpa || empty || failed,
+            !books.keeps || books.silent || !t2gpa || empty || failed,
             "contract: release of {device:?}, which may keep translations: Quiesced, a fence, invalidations of all and \
              a fence make it forget"
         );

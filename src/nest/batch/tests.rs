@@ -151,6 +151,7 @@ fn what_differs_in_any_operand_is_kept_apart() {
 fn the_wider_order_absorbs_the_narrower_in_either_order() {
     let narrow = [
         (space(5), pages(0x1000, 0x2000, Some(5), true)),
+        (space(5), space(5)),
         (Invalidation::FirstStage, space(5)),
         (Invalidation::FirstStage, page(0x1000)),
         (pages(0, 0x5000, None, true), pages(0x1000, 0x2000, Some(5), false)),
