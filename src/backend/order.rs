@@ -214,7 +214,10 @@ impl Epoch {
 pub struct Ticket(u64);
 
 impl Ticket {
+    /// Before all fences there are.
     pub(crate) const FIRST: Self = Self(0);
+    /// Behind all of them.
+    pub(crate) const NEVER: Self = Self(u64::MAX);
 
     /// The number, for a host that stores it.
     #[must_use]

@@ -231,10 +231,10 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         physical: &mut P,
     ) -> Result<Progress, Stalled> {
         while let Some(Purge::Forgetting(sent)) = self.slots.get(index).map(|slot| slot.purge) {
-            let Some(what) = PURGES.get(sent) else {
+            let Some(what) = PURGES.get(usize::from(sent)) else {
                 if let Some(slot) = self.slots.get_mut(index) {
                     slot.purge = Purge::Fencing;
-                    slot.step = Step::Unfenced;
+                    slot.step = Step::UNFENCED;
                     slot.hold = true;
                 }
                 break;

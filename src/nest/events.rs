@@ -4,8 +4,8 @@
 use crate::addr::Gpa;
 use crate::backend::{Ats, GuestMemory};
 
-use super::slot::{Phase, Reread};
-use super::{Gate, Nest, Residue};
+use super::slot::{Page, Phase, Reread, Step};
+use super::{Gate, Nest};
 
 impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize, const GROUPS: usize>
     Nest<D, DEVICES, BATCH, ITAGS, GROUPS>
@@ -43,11 +43,11 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         if self.slots.is_empty() {
             // What was under way has no device that it could matter to.
             self.completed = self.issued;
-            self.residue = Residue::None;
+            self.residue = Step::FINAL;
             return;
         }
         self.lost = self.issued;
-        self.residue = Residue::Some;
+        self.residue = Step::UNFENCED;
         self.batch.widen();
         for slot in self.slots.iter_mut() {
             slot.live = None;
@@ -62,7 +62,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     /// The guest stored to this page; whether that may have made an entry valid.
     pub(crate) fn guest_wrote(&mut self, page: Gpa) -> bool {
         let mut any = false;
-        for slot in self.slots.iter_mut().filter(|slot| slot.watched == Some(page)) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.watched == Some(Page::of(page))) {
             slot.reread(Reread::Unasked);
             any = true;
         }
@@ -85,10 +85,10 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             }
             let is_watched = |page| self.slots.iter().any(|slot| slot.watched == Some(page));
             if let Some(page) = old.filter(|page| !is_watched(*page)) {
-                memory.watch(page, false);
+                memory.watch(page.base(), false);
             }
             if let Some(page) = new.filter(|page| !is_watched(*page)) {
-                memory.watch(page, true);
+                memory.watch(page.base(), true);
                 any = true;
                 for slot in self.slots.iter_mut().filter(|slot| slot.not_valid == new) {
                     slot.reread(Reread::Unasked);

@@ -31,7 +31,7 @@ use ats::Requests;
 use batch::Batch;
 use pages::Groups;
 use restore::Restoring;
-use slot::{Phase, Reread, Slot};
+use slot::{Phase, Reread, Slot, Step};
 use table::Slots;
 
 pub(crate) use ats::Grant;
@@ -72,15 +72,6 @@ enum Gate {
     Locked,
 }
 
-/// Whether caches may hold translations tagged with this VM's GSCID (design rule: elide only when clean).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Residue {
-    None,
-    Some,
-    /// Every device is blocked and invalidated: none is left once this fence is complete.
-    GoneAfter(Ticket),
-}
-
 #[derive(Debug)]
 pub(crate) struct Nest<D, const DEVICES: usize, const BATCH: usize, const ITAGS: usize, const GROUPS: usize> {
     slots: Slots<D, DEVICES>,
@@ -93,9 +84,9 @@ pub(crate) struct Nest<D, const DEVICES: usize, const BATCH: usize, const ITAGS:
     lost: Ticket,
     /// An ATS invalidation timed out and no guest fence has said so yet.
     timed_out: bool,
-    /// Timeouts are the guest's from the fences after this one on; `None` until one is issued after a reset, which
-    /// covers what was ordered before.
-    told_after: Option<Ticket>,
+    /// Timeouts are the guest's from the fences after this one on, the first that is issued after a reset: it covers
+    /// what was ordered before.
+    told_after: Ticket,
     health: Health,
     gate: Gate,
     /// Every device is being driven anew after a restore, and what comes then.
@@ -104,7 +95,9 @@ pub(crate) struct Nest<D, const DEVICES: usize, const BATCH: usize, const ITAGS:
     pub(crate) noted: Noted,
     /// Since the beginning, also across resets.
     pub(crate) orders: OrderCounts,
-    residue: Residue,
+    /// The fence after which no cache holds a translation tagged with this VM's GSCID: every device is blocked and
+    /// invalidated (design rule: elide only when clean).
+    residue: Step,
     /// Where the search for a context that became valid goes on.
     probed: usize,
 }
@@ -127,13 +120,13 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             completed: Ticket::FIRST,
             lost: Ticket::FIRST,
             timed_out: false,
-            told_after: Some(Ticket::FIRST),
+            told_after: Ticket::FIRST,
             health: Health::Good,
             gate: Gate::Open,
             restoring: None,
             noted: Noted::NOTHING,
             orders: OrderCounts::NONE,
-            residue: Residue::None,
+            residue: Step::FINAL,
             probed: 0,
         }
     }
@@ -256,7 +249,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         requests.disown();
         groups.clear();
         *timed_out = false;
-        *told_after = None;
+        *told_after = Ticket::NEVER;
         *health = Health::Good;
         *gate = Gate::Open;
         *restoring = None;

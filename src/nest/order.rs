@@ -8,7 +8,7 @@ use crate::progress::{Budget, Progress};
 use crate::regs::file::Registers;
 
 use super::slot::{Slot, Step};
-use super::{Gate, Health, Nest, Residue, Stalled};
+use super::{Gate, Health, Nest, Stalled};
 
 /// A fence that somebody waits for.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +43,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         order: Invalidation<D>,
         physical: &mut P,
     ) -> Result<(), Progress> {
-        if self.residue == Residue::None || self.is_locked() || self.batch.push(order) {
+        if self.residue.is_final(self.completed) || self.is_locked() || self.batch.push(order) {
             return Ok(());
         }
         match self.flush(physical) {
@@ -138,13 +138,8 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         self.completed = ticket;
         let guests = self.end_requests(ticket, timed_out);
         // Where the host's word is all there is, it counts.
-        let told = guests.unwrap_or(self.told_after.is_some_and(|reset| ticket > reset));
+        let told = guests.unwrap_or(ticket > self.told_after);
         self.timed_out |= timed_out && told;
-        if let Residue::GoneAfter(last) = self.residue {
-            if self.completed >= last {
-                self.residue = Residue::None;
-            }
-        }
     }
 
     /// Gives the held orders out.
@@ -196,17 +191,19 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         self.issued = ticket;
         match self.orders.fence.count(physical.fence(ticket, scope)) {
             Ok(completion) => {
-                self.told_after.get_or_insert(ticket);
+                self.told_after = self.told_after.min(ticket);
                 self.requests.fenced(ticket);
                 let all = scope == FenceScope::ALL;
-                if all && self.residue == Residue::Some && self.slots.iter().all(|slot| slot.is_blocked() && !slot.owed)
+                if all
+                    && self.residue == Step::UNFENCED
+                    && self.slots.iter().all(|slot| slot.is_blocked() && !slot.owed)
                 {
-                    self.residue = Residue::GoneAfter(ticket);
+                    self.residue = Step::fenced(ticket);
                 }
                 if !self.slots.is_at_rest() {
-                    for slot in self.slots.iter_mut().filter(|slot| slot.step == Step::Unfenced && !slot.owed) {
+                    for slot in self.slots.iter_mut().filter(|slot| slot.step == Step::UNFENCED && !slot.owed) {
                         if all || !slot.hold {
-                            slot.step = Step::Fenced(ticket);
+                            slot.step = Step::fenced(ticket);
                         }
                     }
                 }
@@ -247,7 +244,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         self.batch.clear();
         for slot in self.slots.iter_mut() {
             slot.owed = true;
-            slot.step = Step::Unfenced;
+            slot.step = Step::UNFENCED;
         }
     }
 

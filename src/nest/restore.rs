@@ -10,8 +10,8 @@ use crate::regs::file::Registers;
 
 use super::ats::Request;
 use super::pages::Group;
-use super::slot::{MAX_TIMEOUTS, Phase, Purge};
-use super::{Gate, Health, Nest, Residue};
+use super::slot::{MAX_TIMEOUTS, Phase, Purge, Step};
+use super::{Gate, Health, Nest};
 
 /// What later orders and answers depend on beside the guest's memory and registers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,7 +113,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         });
         let residue = self.restoring.as_ref().is_some_and(|restoring| restoring.residue);
         Saved {
-            residue: residue || self.residue == Residue::Some,
+            residue: residue || self.residue == Step::UNFENCED,
             timed_out: self.timed_out,
             degraded: self.health != Health::Good,
             probed: self.probed,
@@ -182,7 +182,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         if let Some(Restoring { residue, requests }) = self.restoring.take() {
             // Hardware is clean, perhaps; the guest's next orders are what they would have been.
             if residue && !self.slots.is_empty() {
-                self.residue = Residue::Some;
+                self.residue = Step::UNFENCED;
             }
             self.requests.resume(&requests);
         }

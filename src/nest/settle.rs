@@ -1,6 +1,5 @@
 //! Settling: reads what is stale, gives hardware the contexts that are wanted, and takes devices in and out.
 
-use crate::addr::Gpa;
 use crate::backend::{Applied, Backend, Context, FenceScope, Invalidation, PhysicalIommu};
 use crate::error::OrderError;
 use crate::last_error::LastError;
@@ -8,8 +7,8 @@ use crate::list;
 use crate::progress::{Budget, Progress};
 use crate::regs::file::Registers;
 
-use super::slot::{Phase, Purge, Reread, Slot, Step};
-use super::{Gate, Health, Nest, Residue, Stalled};
+use super::slot::{Page, Phase, Purge, Reread, Slot, Step};
+use super::{Gate, Health, Nest, Stalled};
 use crate::ddt::{Reading, Trail};
 
 /// Most blocked states a host may go through on the way to one context: as many as there are stores that have to settle
@@ -99,7 +98,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
             // What the guest did not ask for, and is not done yet, is not what it will fence.
             slot.unasked = why == Reread::Unasked || (slot.unasked && slot.live != Some(slot.wanted));
             slot.owed |= why == Reread::Named;
-            slot.not_valid = trail.last.filter(|_| reading.is_not_valid()).map(Gpa::page);
+            slot.not_valid = trail.last.filter(|_| reading.is_not_valid()).map(Page::of);
             if let (Reading::None(fault), None) = (reading, slot.not_valid) {
                 // A device that has no context yet is how every guest begins.
                 self.noted.note_context(slot.id(), None, &fault);
@@ -132,7 +131,7 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
         }
         let opens = slot.wanted.is_open();
         if opens {
-            self.residue = Residue::Some;
+            self.residue = Step::UNFENCED;
         }
         match self.orders.set_context.count(physical.set_context(slot.device, &slot.wanted)) {
             Ok(Applied::Blocked) if slot.wanted != Context::Blocked => {
@@ -211,15 +210,15 @@ impl<D: Copy + Eq, const DEVICES: usize, const BATCH: usize, const ITAGS: usize,
     fn step_on<P: PhysicalIommu<Device = D>>(&mut self, physical: &mut P) -> Result<bool, Stalled> {
         let locked = self.is_locked();
         let holds = |slot: &Slot<D>| slot.hold && (!locked || slot.phase == Phase::Leaving);
-        if self.slots.iter().any(|slot| holds(slot) && slot.step == Step::Unfenced) {
+        if self.slots.iter().any(|slot| holds(slot) && slot.step == Step::UNFENCED) {
             self.flush(physical)?;
             self.issue_fence(FenceScope::ALL, physical)?;
         }
         let mut went_on = false;
         let mut index = 0_usize;
         while let Some(slot) = self.slots.get_mut(index) {
-            if slot.step != Step::Final && slot.step.is_final(self.completed) {
-                slot.step = Step::Final;
+            if slot.step != Step::FINAL && slot.step.is_final(self.completed) {
+                slot.step = Step::FINAL;
                 slot.was_blocked = false;
                 if core::mem::take(&mut slot.hold) {
                     went_on = true;

@@ -28,6 +28,8 @@
 //! host `refused`, by a word or by too many `detours`, leaves the device blocked until somebody names it again; and one
 //! that left [`MAX_TIMEOUTS`] requests in a row unanswered is blocked without being told to forget.
 
+use core::num::NonZeroU64;
+
 use crate::addr::Gpa;
 use crate::attachment::Attachment;
 use crate::backend::{Ats, Context, Ticket};
@@ -58,25 +60,40 @@ pub(super) enum Reread {
     Named,
 }
 
-/// The fence after which the last change of a context is final.
+/// The fence after which something is final.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// It is.
-    Final,
-    /// No fence has been issued since.
-    Unfenced,
-    /// It is when this one is complete.
-    Fenced(Ticket),
-}
+pub(super) struct Step(Ticket);
 
 impl Step {
-    /// Whether the change is final once every fence up to `completed` is complete.
+    /// It is.
+    pub(super) const FINAL: Self = Self(Ticket::FIRST);
+    /// No fence has been issued since.
+    pub(super) const UNFENCED: Self = Self(Ticket::NEVER);
+
+    /// It is when this one is complete.
+    pub(super) const fn fenced(by: Ticket) -> Self {
+        Self(by)
+    }
+
+    /// Whether it is final once every fence up to `completed` is complete.
     pub(super) fn is_final(self, completed: Ticket) -> bool {
-        match self {
-            Self::Final => true,
-            Self::Unfenced => false,
-            Self::Fenced(ticket) => ticket <= completed,
-        }
+        self.0 <= completed
+    }
+}
+
+/// A page of guest memory, in as much room with `Option` as without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Page(NonZeroU64);
+
+impl Page {
+    /// The one that holds this address.
+    pub(super) fn of(at: Gpa) -> Self {
+        Self(NonZeroU64::MIN | at.page().get())
+    }
+
+    /// Its first byte.
+    pub(super) const fn base(self) -> Gpa {
+        Gpa::new(self.0.get()).page()
     }
 }
 
@@ -88,7 +105,7 @@ pub(super) enum Purge {
     /// Nothing is to be filled in any more: a fence after [`Context::Quiesced`] shows that.
     Quiescing,
     /// The device is told to forget: so many requests of [`PURGES`](super::ats::PURGES) have gone out.
-    Forgetting(usize),
+    Forgetting(u8),
     /// A fence shows that it did, or that it does not answer.
     Fencing,
 }
@@ -126,9 +143,9 @@ pub(super) struct Slot<D> {
     /// The host refused the last context; not tried again until the guest or the host names the device.
     pub(super) refused: bool,
     /// Blocked because the directory has an entry with V = 0, in this page.
-    pub(super) not_valid: Option<Gpa>,
+    pub(super) not_valid: Option<Page>,
     /// The page the host watches for the device.
-    pub(super) watched: Option<Gpa>,
+    pub(super) watched: Option<Page>,
     /// `DTF` of the last context the directory gave.
     pub(super) dtf: bool,
     /// It may keep translations: it had ATS since it came, since the reset, or since its cache was last emptied.
@@ -152,7 +169,7 @@ impl<D> Slot<D> {
             wanted: Context::Blocked,
             live: None,
             owed: true,
-            step: Step::Unfenced,
+            step: Step::UNFENCED,
             hold: true,
             was_blocked: true,
             was_open: false,
@@ -220,7 +237,7 @@ impl<D> Slot<D> {
         *wanted = Context::Blocked;
         *live = live.filter(|_| purges);
         *owed = true;
-        *step = Step::Unfenced;
+        *step = Step::UNFENCED;
         *hold = true;
         *was_blocked = true;
         *was_open = false;
@@ -247,7 +264,7 @@ impl<D> Slot<D> {
     /// Invalidated and fenced before anything else is done to it.
     pub(super) fn hold_for_fence(&mut self) {
         self.owed = true;
-        self.step = Step::Unfenced;
+        self.step = Step::UNFENCED;
         self.hold = true;
     }
 
@@ -320,7 +337,7 @@ impl<D> Slot<D> {
         self.was_open |= self.is_open();
         self.had_ats |= live.ats() != Ats::Off;
         self.owed = true;
-        self.step = Step::Unfenced;
+        self.step = Step::UNFENCED;
         self.hold |= hold;
     }
 
@@ -373,7 +390,7 @@ impl<D> Slot<D> {
     pub(super) fn is_at_rest(&self) -> bool {
         self.is_settled()
             && !self.owed
-            && self.step == Step::Final
+            && self.step == Step::FINAL
             && self.purge == Purge::No
             && self.watched == self.not_valid
     }
