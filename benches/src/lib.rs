@@ -1,9 +1,10 @@
-//! What guests and devices do to a vIOMMU: counted by `benches/counts.rs`, timed by `benches/times.rs`, described in `docs/cost.md`.
+//! What guests and devices do to a vIOMMU: counted by `benches/counts.rs`, timed by `benches/times.rs`, described in
+//! `docs/cost.md`.
 
 mod commands;
 mod devices;
 mod guest;
-mod host;
+pub mod host;
 mod operation;
 mod registers;
 mod translate;

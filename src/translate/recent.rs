@@ -2,6 +2,7 @@
 
 use crate::addr::{Gpa, PAGE_SHIFT, low_bits};
 use crate::attachment::Attachment;
+use crate::backend::Epoch;
 use crate::fault::TransactionType;
 use crate::id::ProcessId;
 
@@ -62,23 +63,31 @@ impl<const N: usize> Recent<N> {
         self.age = self.age.wrapping_add(1);
     }
 
-    /// The answer to a request like this one, of the epoch in which it was given.
+    /// The answer to a request like this one, for an access that begins in this epoch.
     #[inline]
-    pub(crate) fn find(&self, request: &Request) -> Option<Translation> {
+    pub(crate) fn find(&self, request: &Request, epoch: impl FnOnce() -> Epoch) -> Option<Translation> {
         let key = Key::of(request);
         let entry = self.entries.get(key.place(N)?)?.as_ref()?;
         if entry.age != self.age || entry.key != key {
             return None;
         }
         let offset = request.iova.get() & low_bits(PAGE_SHIFT);
-        let at = |page: Gpa| page.or(offset);
-        let target = match entry.answer.target {
-            Target::Memory(page) => Target::Memory(at(page)),
-            Target::InterruptFile(page) => Target::InterruptFile(at(page)),
+        let answer = &entry.answer;
+        let target = match answer.target {
+            Target::Memory(page) => Target::Memory(page.or(offset)),
+            Target::InterruptFile(page) => Target::InterruptFile(page.or(offset)),
             Target::Mrif => return None,
         };
-        let length = entry.answer.reach(request);
-        Some(Translation { target, length, ..entry.answer })
+        Some(Translation {
+            target,
+            length: answer.reach(request),
+            epoch: epoch(),
+            size: answer.size,
+            permissions: answer.permissions,
+            memory_type: answer.memory_type,
+            pscid: answer.pscid,
+            qos: answer.qos,
+        })
     }
 
     /// Keeps the answer to a request, unless the access is done with it.
@@ -111,7 +120,6 @@ mod tests {
     use super::*;
     use crate::addr::Iova;
     use crate::attachment::Generations;
-    use crate::backend::Epoch;
     use crate::id::DeviceId;
     use crate::translate::{Pbmt, Permissions, QosIds};
 
@@ -137,7 +145,8 @@ mod tests {
         let mut recent = Recent::<16>::new();
         let request = Request::read(device(), Iova::new(0x20_1234));
         recent.insert(&request, &answer(Target::Memory(Gpa::new(0x8000_1234)), 4096));
-        let found = recent.find(&Request { iova: Iova::new(0x20_1ffe), length: 16, ..request }).unwrap();
+        let found =
+            recent.find(&Request { iova: Iova::new(0x20_1ffe), length: 16, ..request }, || Epoch::FIRST).unwrap();
         assert_eq!((found.target, found.length), (Target::Memory(Gpa::new(0x8000_1ffe)), 2), "CA-01");
         let other = Generations::new().attach(DeviceId::truncate(9));
         let mut later = Generations::new();
@@ -151,10 +160,10 @@ mod tests {
             Request { device: other, ..request },
             Request { device: later.attach(DeviceId::truncate(8)), ..request },
         ] {
-            assert_eq!(recent.find(&other), None, "CA-03, CA-07, T34: {other:?}");
+            assert_eq!(recent.find(&other, || Epoch::FIRST), None, "CA-03, CA-07, T34: {other:?}");
         }
         recent.clear();
-        assert_eq!(recent.find(&request), None, "CA-01");
+        assert_eq!(recent.find(&request, || Epoch::FIRST), None, "CA-01");
     }
 
     #[test]
@@ -162,12 +171,12 @@ mod tests {
         let mut recent = Recent::<1>::new();
         let request = Request::write(device(), Iova::new(0x20_1000));
         recent.insert(&request, &answer(Target::InterruptFile(Gpa::new(0x2801_1000)), 1 << 21));
-        let found = recent.find(&request.with_length(u64::MAX)).unwrap();
+        let found = recent.find(&request.with_length(u64::MAX), || Epoch::FIRST).unwrap();
         assert_eq!((found.target, found.length), (Target::InterruptFile(Gpa::new(0x2801_1000)), 0x1f_f000));
         // The last of the address space.
         let last = Request { iova: Iova::new(u64::MAX), length: 8, ..request };
         recent.insert(&last, &answer(Target::Memory(Gpa::new(0x8000_0fff)), 4096));
-        assert_eq!(recent.find(&last).map(|found| found.length), Some(1));
+        assert_eq!(recent.find(&last, || Epoch::FIRST).map(|found| found.length), Some(1));
     }
 
     #[test]
@@ -175,9 +184,9 @@ mod tests {
         let mut recent = Recent::<4>::new();
         let request = Request::msi(device(), Iova::new(0x2800_0000), 7);
         recent.insert(&request, &answer(Target::Mrif, 4096));
-        assert_eq!(recent.find(&request), None, "CA-01: each is stored anew");
+        assert_eq!(recent.find(&request, || Epoch::FIRST), None, "CA-01: each is stored anew");
         let mut none = Recent::<0>::new();
         none.insert(&request, &answer(Target::Memory(Gpa::new(0)), 4096));
-        assert_eq!(none.find(&request), None);
+        assert_eq!(none.find(&request, || Epoch::FIRST), None);
     }
 }

@@ -35,8 +35,8 @@ impl<B: Backend, const DEVICES: usize, const BATCH: usize, const CACHE: usize, c
     /// recorded.
     #[inline]
     pub fn translate(&mut self, request: &Request) -> Result<Translation, TranslateError> {
-        match self.caches.recent.find(request) {
-            Some(found) => Ok(Translation { epoch: self.drains.hand_out(), ..found }),
+        match self.caches.recent.find(request, || self.drains.hand_out()) {
+            Some(found) => Ok(found),
             None => self.translate_anew(request),
         }
     }

@@ -9,15 +9,21 @@ use core::hint::black_box;
 use core::panic::PanicInfo;
 
 use host::{Host, any, any_u32, keep, maybe, some};
-use riscv_viommu::backend::{Call, Trace};
+#[cfg(feature = "wrapped")]
 use riscv_viommu::{
-    Ats, AtsRequest, Attachment, Behind, Capabilities, Config, DeviceId, DevicePolicy, Epoch, FanOut, FaultHead,
-    FaultRecord, FenceOutcome, Gpa, Gxl, HostFault, InvalidationCompletion, Iova, Itag, PageRequest,
-    PageRequestPayload, Parts, Prgi, ProcessId, Quirks, Request, Ticket, VIommu, Width,
+    Behind, FanOut, Parts,
+    backend::{Call, Trace},
+};
+use riscv_viommu::{
+    Ats, AtsRequest, Attachment, Capabilities, Config, DeviceId, DevicePolicy, Epoch, FaultHead, FaultRecord,
+    FenceOutcome, Gpa, Gxl, HostFault, InvalidationCompletion, Iova, Itag, PageRequest, PageRequestPayload, Prgi,
+    ProcessId, Quirks, Request, Ticket, VIommu, Width,
 };
 
 type Plain = VIommu<Host, 4, 4, 8, 2, 2>;
+#[cfg(feature = "wrapped")]
 type Traced = VIommu<Trace<Host, fn(&Call<'_>)>, 4, 4>;
+#[cfg(feature = "wrapped")]
 type Fanned = VIommu<Parts<Host, Host, FanOut<Host, 2, 4>>, 4, 4>;
 
 /// What the linker finds if anything here, in the crate, or below it can panic.
@@ -166,6 +172,7 @@ const PLAIN: &[Probe<Plain>] = &probes! { iommu, device:
     restore => iommu.restore(some(&bytes()[..]).unwrap_or_default()),
 };
 
+#[cfg(feature = "wrapped")]
 /// The same with several physical IOMMUs, and what there is for them.
 const FANNED: &[Probe<Fanned>] = &probes! { iommu, device:
     new => *iommu = Fanned::new(Parts { memory: Host, interrupts: Host, physical: FanOut::new([Host; 2]) }),
@@ -183,6 +190,7 @@ const FANNED: &[Probe<Fanned>] = &probes! { iommu, device:
     restore => iommu.restore(some(&bytes()[..]).unwrap_or_default()),
 };
 
+#[cfg(feature = "wrapped")]
 /// The same with an observer in between.
 const TRACED: &[Probe<Traced>] = &probes! { iommu, device:
     new => *iommu = Traced::new(Trace::new(Host, keep_call)),
@@ -193,6 +201,7 @@ const TRACED: &[Probe<Traced>] = &probes! { iommu, device:
     shutdown => iommu.shutdown(),
 };
 
+#[cfg(feature = "wrapped")]
 fn keep_call(call: &Call<'_>) {
     keep(call);
 }
@@ -207,13 +216,19 @@ fn all<V>(probes: &[Probe<V>], iommu: &mut V, device: Attachment) {
 #[unsafe(no_mangle)]
 extern "C" fn _start() -> ! {
     let mut plain = Plain::new(Host);
-    let mut fanned = Fanned::new(Parts { memory: Host, interrupts: Host, physical: FanOut::new([Host; 2]) });
-    let mut traced = Traced::new(Trace::new(Host, keep_call));
+    #[cfg(feature = "wrapped")]
+    let (mut fanned, mut traced) = (
+        Fanned::new(Parts { memory: Host, interrupts: Host, physical: FanOut::new([Host; 2]) }),
+        Traced::new(Trace::new(Host, keep_call)),
+    );
     loop {
         if let Ok(device) = plain.attach_emulated(id(), policy()) {
             all(PLAIN, &mut plain, device);
-            all(FANNED, &mut fanned, device);
-            all(TRACED, &mut traced, device);
+            #[cfg(feature = "wrapped")]
+            {
+                all(FANNED, &mut fanned, device);
+                all(TRACED, &mut traced, device);
+            }
         }
     }
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""no-panic.py PROGRAM SOURCE: what of the crate is in a program linked with --emit-relocs, and how it reaches a panic.
+"""no_panic.py PROGRAM SOURCE: what of the crate is in a program linked with --emit-relocs, and how it reaches a panic.
 
 Prints the probes that SOURCE names and the functions of the crate, and fails, naming a way to it, where the program has
 the function that every panic ends in. Fails too where SOURCE leaves a method of `VIommu` out.
@@ -95,4 +95,5 @@ def main(program, source):
     print(f"no panic in {len(calls)} calls and the {len(own)} functions of the crate behind them")
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])
