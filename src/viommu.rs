@@ -39,7 +39,7 @@ use crate::translate::Caches;
 /// | `B` | the host: [`Backend`] | |
 /// | `DEVICES` | passthrough devices that can be attached at a time, and as many emulated ones | 16 |
 /// | `BATCH` | invalidations for the physical side that are held back to go out together | 16 |
-/// | `CACHE` | contexts and translations, of each kind, remembered for emulated devices; 0: none. About 250 bytes each, searched one after the other: 16 to 256 are useful, more can be slower than none | 0 |
+/// | `CACHE` | contexts and translations, of each kind, remembered for emulated devices, and their last answers; 0: none. About 360 bytes each. An answer is found at once; what it is made of is searched one after the other: 16 to 256 are useful, more can be slower than none | 0 |
 /// | `ITAGS` | ATS invalidations that are not complete, 1 to 32: so many of emulated devices, and of passthrough ones | 2 |
 /// | `GROUPS` | page-request groups of passthrough devices that the guest has not answered | 8 |
 ///

@@ -141,37 +141,37 @@ impl<S: Copy + PartialEq, A: Copy, const N: usize> Stage<S, A, N> {
         Self(Set::new())
     }
 
-    pub(crate) fn leaf(&self, space: S, address: u64) -> Option<Leaf> {
-        self.0.iter().filter(|entry| entry.holds(&space, address)).find_map(|entry| match entry.content {
+    pub(crate) fn leaf(&self, space: &S, address: u64) -> Option<Leaf> {
+        self.0.iter().filter(|entry| entry.holds(space, address)).find_map(|entry| match entry.content {
             Content::Leaf(leaf) => Some(leaf),
             Content::Table(_) => None,
         })
     }
 
     /// The lowest table on the way to an address.
-    pub(crate) fn table(&self, space: S, address: u64) -> Option<Table<A>> {
+    pub(crate) fn table(&self, space: &S, address: u64) -> Option<Table<A>> {
         let tables =
-            self.0.iter().filter(|entry| entry.holds(&space, address)).filter_map(|entry| match entry.content {
+            self.0.iter().filter(|entry| entry.holds(space, address)).filter_map(|entry| match entry.content {
                 Content::Table(table) => Some(table),
                 Content::Leaf(_) => None,
             });
         tables.min_by_key(|table| table.level)
     }
 
-    pub(crate) fn insert_leaf(&mut self, space: S, address: u64, leaf: Leaf) {
+    pub(crate) fn insert_leaf(&mut self, space: &S, address: u64, leaf: Leaf) {
         self.insert(space, address, leaf.shift, Content::Leaf(leaf));
     }
 
     /// `shift`: the table is about 2^`shift` addresses.
-    pub(crate) fn insert_table(&mut self, space: S, address: u64, shift: u8, table: Table<A>) {
+    pub(crate) fn insert_table(&mut self, space: &S, address: u64, shift: u8, table: Table<A>) {
         self.insert(space, address, shift, Content::Table(table));
     }
 
-    fn insert(&mut self, space: S, address: u64, shift: u8, content: Content<A>) {
-        let entry = Entry { space, base: aligned(address, shift), shift, content };
+    fn insert(&mut self, space: &S, address: u64, shift: u8, content: Content<A>) {
+        let entry = Entry { space: *space, base: aligned(address, shift), shift, content };
         let is_leaf = |entry: &Entry<S, A>| matches!(entry.content, Content::Leaf(_));
         self.0.insert(entry, |old| {
-            old.space == space && old.base == entry.base && old.shift == shift && is_leaf(old) == is_leaf(&entry)
+            old.space == *space && old.base == entry.base && old.shift == shift && is_leaf(old) == is_leaf(&entry)
         });
     }
 }

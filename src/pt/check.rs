@@ -10,15 +10,23 @@ use super::scheme::Scheme;
 /// Which bits of an entry mean something (rules PTE-04, PTE-05); Svnapot always is there (rule PTE-06).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Extensions {
-    pub(crate) svpbmt: bool,
-    pub(crate) svrsw60t59b: bool,
+    /// Bits that have to be 0.
+    reserved: u64,
 }
 
 impl Extensions {
     pub(crate) const fn of(capabilities: Capabilities) -> Self {
-        Self { svpbmt: capabilities.svpbmt(), svrsw60t59b: capabilities.svrsw60t59b() }
+        let svpbmt = if capabilities.svpbmt() { 0 } else { PBMT };
+        let svrsw60t59b = if capabilities.svrsw60t59b() { 0 } else { RSW60T59 };
+        Self { reserved: RESERVED | svpbmt | svrsw60t59b }
     }
 }
+
+const RESERVED: u64 = 0x1f << 54;
+const RSW60T59: u64 = Pte::new().with_rsw60t59(3).into_bits();
+const PBMT: u64 = Pte::new().with_pbmt(3).into_bits();
+/// What an entry that is no leaf has to leave 0 (rule PTE-07).
+const LEAFS_ALONE: u64 = PBMT | Pte::new().with_a(true).with_d(true).with_u(true).with_n(true).into_bits();
 
 /// A good entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +103,7 @@ impl Need {
         Self { write: true, dirties: true, implicit: Implicit::Write, ..Self::NOTHING };
 
     /// Whether a first-stage leaf allows it (rules S1-11, S1-12).
+    #[inline]
     pub(super) const fn allowed_by_first(self, pte: Pte) -> bool {
         let privilege = match (self.supervisor, pte.u()) {
             (false, user_page) => user_page,
@@ -105,6 +114,7 @@ impl Need {
     }
 
     /// Whether a second-stage leaf allows it: always as a user (rules S2-05, S2-06).
+    #[inline]
     pub(super) const fn allowed_by_second(self, pte: Pte) -> bool {
         pte.u() && self.granted_by(pte)
     }
@@ -114,6 +124,7 @@ impl Need {
     }
 
     /// The leaf with A and D as this access leaves them (rules AD-01, AD-04).
+    #[inline]
     pub(super) const fn marks(self, pte: Pte) -> Pte {
         pte.with_a(true).with_d(pte.d() || (self.dirties && pte.w()))
     }
@@ -122,17 +133,13 @@ impl Need {
 /// Judges an entry at `level` (rules PTE-02 to PTE-08). `None`: page fault, or guest-page fault.
 #[inline]
 pub(super) fn judge(pte: Pte, level: u8, scheme: Scheme, extensions: Extensions) -> Option<Entry> {
-    let reserved = pte.rsvd0() != 0
-        || (!extensions.svrsw60t59b && pte.rsw60t59() != 0)
-        || (!extensions.svpbmt && pte.pbmt() != 0)
-        || pte.pbmt() == 3;
+    let reserved = pte.into_bits() & extensions.reserved != 0 || pte.pbmt() == 3;
     if !pte.v() || (!pte.r() && pte.w()) || reserved {
         return None;
     }
     if !pte.r() && !pte.x() {
-        let plain = !pte.a() && !pte.d() && !pte.u() && pte.pbmt() == 0 && !pte.n();
         let level = level.checked_sub(1)?;
-        return plain.then(|| Entry::Table { ppn: pte.ppn(), level });
+        return (pte.into_bits() & LEAFS_ALONE == 0).then(|| Entry::Table { ppn: pte.ppn(), level });
     }
     let shift = match (pte.n(), level) {
         (false, _) => scheme.shift(level),

@@ -44,7 +44,8 @@ impl Scheme {
 
     /// An entry at `level` maps, or leads to, 2^this bytes.
     pub(crate) const fn shift(self, level: u8) -> u8 {
-        level.saturating_mul(self.index_bits).saturating_add(12)
+        // At most 5 levels of 10 bits.
+        level.wrapping_mul(self.index_bits).wrapping_add(12)
     }
 
     /// Bytes from the start of its table to the entry at `level` for `address`.

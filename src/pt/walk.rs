@@ -165,19 +165,19 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
             return Err(Stop::PageFault);
         }
         let space = Space { gscid: self.second.map(|second| second.gscid), pscid: stage.pscid, mode: stage.mode };
-        let remembered = self.ioatc.first.leaf(space, iova.get());
+        let remembered = self.ioatc.first.leaf(&space, iova.get());
         let enough = |leaf: &Leaf| need.allowed_by_first(leaf.pte) && need.marks(leaf.pte) == leaf.pte;
         let leaf = if let Some(leaf) = remembered.filter(enough) {
             leaf
         } else {
             // Not there, or not enough: the tables may say more by now (rules CA-08, T28).
             self.loads.missed = true;
-            self.walk_first(stage, space, iova, need)?
+            self.walk_first(stage, &space, iova, need)?
         };
         Ok(Mapping::of(&leaf, NestedGpa::new(leaf.output(iova.get()))))
     }
 
-    fn walk_first(&mut self, stage: &FirstStage, space: Space, iova: Iova, need: Need) -> Result<Leaf, Stop> {
+    fn walk_first(&mut self, stage: &FirstStage, space: &Space, iova: Iova, need: Need) -> Result<Leaf, Stop> {
         let scheme = stage.scheme();
         let root = Table { at: NestedGpa::new(stage.root.base().get()), level: scheme.root_level(), global: false };
         let mut table = self.ioatc.first.table(space, iova.get()).unwrap_or(root);
@@ -255,7 +255,7 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
         if !stage.scheme().is_within(gpa.get()) || (stage.sxl && gpa.get() >> 34 != 0) {
             return Err(refused);
         }
-        let remembered = self.ioatc.second.leaf(stage.space(), gpa.get());
+        let remembered = self.ioatc.second.leaf(&stage.space(), gpa.get());
         let enough = |leaf: &Leaf| need.allowed_by_second(leaf.pte) && need.marks(leaf.pte) == leaf.pte;
         let leaf = if let Some(leaf) = remembered.filter(enough) {
             leaf
@@ -270,7 +270,7 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
     fn walk_second(&mut self, stage: &SecondStage, gpa: NestedGpa, need: Need, refused: Stop) -> Result<Leaf, Stop> {
         let scheme = stage.scheme();
         let root = Table { at: stage.root.base(), level: scheme.root_level(), global: false };
-        let mut table = self.ioatc.second.table(stage.space(), gpa.get()).unwrap_or(root);
+        let mut table = self.ioatc.second.table(&stage.space(), gpa.get()).unwrap_or(root);
         loop {
             let level = table.level;
             let at = table.at.or(scheme.offset(gpa.get(), level));
@@ -278,11 +278,11 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
             match entry {
                 Entry::Table { ppn, level: below } => {
                     table = Table { at: ppn.base(), level: below, global: false };
-                    self.ioatc.second.insert_table(stage.space(), gpa.get(), scheme.shift(level), table);
+                    self.ioatc.second.insert_table(&stage.space(), gpa.get(), scheme.shift(level), table);
                 }
                 Entry::Leaf { shift } => {
                     let leaf = Leaf { pte, shift, global: false };
-                    self.ioatc.second.insert_leaf(stage.space(), gpa.get(), leaf);
+                    self.ioatc.second.insert_leaf(&stage.space(), gpa.get(), leaf);
                     return Ok(leaf);
                 }
             }
