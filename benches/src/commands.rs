@@ -2,6 +2,7 @@
 //!
 //! Every doorbell finds the vIOMMU at rest: before it, a fence has sent all that was held back.
 
+use riscv_viommu::cmdq::{self, Command, PageRange, RawCommand};
 use riscv_viommu::mock::guest::{Iofence, Iotinval};
 use riscv_viommu::mock::tables::Directory;
 use riscv_viommu::{Answers, Config, Iova, NoPhysical, OrderCounts, PhysicalIommu};
@@ -40,6 +41,18 @@ pub fn pages(count: u64, step: u64) -> Vec<[u64; 2]> {
 /// Pages that lie behind each other.
 pub fn adjacent(count: u64) -> Vec<[u64; 2]> {
     pages(count, PAGE)
+}
+
+/// Ranges of 16 pages (S) that lie behind each other.
+pub fn ranges(count: u64) -> Vec<[u64; 2]> {
+    let range = |number| {
+        let first = IOVA / (16 * PAGE) * (16 * PAGE) + number * 16 * PAGE;
+        let pages = PageRange::covering(Iova::new(first), Iova::new(first + 15 * PAGE));
+        let operands = cmdq::Iotinval::ALL.with_pscid(pscid()).with_range(pages);
+        let RawCommand { low, high } = Command::IotinvalVma(operands).encode();
+        [low, high]
+    };
+    (0..count).map(range).collect()
 }
 
 /// Pages with a page between them.

@@ -28,6 +28,9 @@ macro_rules! operations {
             vma_page_1: doorbell(nested(), adjacent(1));
             vma_adjacent_16: doorbell(nested(), adjacent(16));
             vma_adjacent_255: doorbell(nested(), adjacent(255));
+            vma_range_1: doorbell(nested(), ranges(1));
+            vma_range_16: doorbell(nested(), ranges(16));
+            vma_range_255: doorbell(nested(), ranges(255));
             vma_apart_16: doorbell(nested(), apart(16));
             vma_apart_255: doorbell(nested(), apart(255));
             fence_1: doorbell(nested(), vec![fence()]);
@@ -100,7 +103,7 @@ macro_rules! table {
     };
 }
 
-use commands::{adjacent, apart, doorbell, empty_doorbell, emulated, fence, nested, space, storing, unmap};
+use commands::{adjacent, apart, doorbell, empty_doorbell, emulated, fence, nested, ranges, space, storing, unmap};
 use devices::{change_directory, invalidate_all, invalidate_context, report_fault, snapshot};
 use registers::{nothing, read_u32, read_u64, write_nothing};
 use riscv_viommu::FirstStageMode::{Sv39, Sv48, Sv57};
