@@ -70,9 +70,8 @@ impl Implicit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "independent properties of an access")]
 pub(crate) struct Need {
-    pub(crate) read: bool,
-    pub(crate) write: bool,
-    pub(crate) execute: bool,
+    /// R, W and X, as far as it needs them.
+    pub(crate) bits: Pte,
     /// D is to be set where W is (rule AD-01).
     pub(crate) dirties: bool,
     pub(crate) supervisor: bool,
@@ -85,9 +84,7 @@ pub(crate) struct Need {
 
 impl Need {
     const NOTHING: Self = Self {
-        read: false,
-        write: false,
-        execute: false,
+        bits: Pte::new(),
         dirties: false,
         supervisor: false,
         fetches: false,
@@ -96,11 +93,12 @@ impl Need {
     };
 
     /// What reading a table entry needs of the second stage (rules S2-08, PDT-09).
-    pub(crate) const IMPLICIT_READ: Self = Self { read: true, implicit: Implicit::Read, ..Self::NOTHING };
+    pub(crate) const IMPLICIT_READ: Self =
+        Self { bits: Pte::new().with_r(true), implicit: Implicit::Read, ..Self::NOTHING };
 
     /// What updating a first-stage entry needs of the second stage (rules S2-09, AD-07).
     pub(super) const IMPLICIT_WRITE: Self =
-        Self { write: true, dirties: true, implicit: Implicit::Write, ..Self::NOTHING };
+        Self { bits: Pte::new().with_w(true), dirties: true, implicit: Implicit::Write, ..Self::NOTHING };
 
     /// Whether a first-stage leaf allows it (rules S1-11, S1-12).
     #[inline]
@@ -120,7 +118,7 @@ impl Need {
     }
 
     const fn granted_by(self, pte: Pte) -> bool {
-        (!self.read || pte.r()) && (!self.write || pte.w()) && (!self.execute || pte.x())
+        self.bits.into_bits() & !pte.into_bits() == 0
     }
 
     /// The leaf with A and D as this access leaves them (rules AD-01, AD-04).

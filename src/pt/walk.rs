@@ -46,20 +46,12 @@ pub(crate) struct SecondStage {
 
 /// What one stage makes of an address: `to`, and what holds for the 2^`shift` bytes around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "bits of an entry")]
 pub(crate) struct Mapping<A> {
     pub(crate) to: A,
     pub(crate) shift: u8,
-    pub(crate) read: bool,
-    pub(crate) write: bool,
-    pub(crate) execute: bool,
-    /// U, in the first stage.
-    pub(crate) user: bool,
-    /// D: stores need no more leave.
-    pub(crate) dirty: bool,
+    /// The leaf, for what it allows.
+    pub(crate) pte: Pte,
     pub(crate) global: bool,
-    /// PBMT.
-    pub(crate) memory_type: u8,
 }
 
 impl FirstStage {
@@ -82,32 +74,13 @@ impl<A> Mapping<A> {
     /// What a Bare stage makes of an address: itself, with every permission (rules S1-01, S2-01).
     // UNSPECIFIED: the size of such a range; 1 GiB is one of the two that are recommended (rule SZ-01).
     pub(crate) const fn identity(to: A) -> Self {
-        Self {
-            to,
-            shift: 30,
-            read: true,
-            write: true,
-            execute: true,
-            user: false,
-            dirty: true,
-            global: false,
-            memory_type: 0,
-        }
+        let pte = Pte::new().with_r(true).with_w(true).with_x(true).with_d(true);
+        Self { to, shift: 30, pte, global: false }
     }
 
     fn of(leaf: &Leaf, to: A) -> Self {
-        let pte = leaf.pte;
-        Self {
-            to,
-            shift: leaf.shift,
-            read: pte.r(),
-            write: pte.w(),
-            execute: pte.x(),
-            user: pte.u(),
-            dirty: pte.d(),
-            global: leaf.global,
-            memory_type: pte.pbmt(),
-        }
+        let &Leaf { pte, shift, global } = leaf;
+        Self { to, shift, pte, global }
     }
 }
 
@@ -181,6 +154,7 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
         let scheme = stage.scheme();
         let root = Table { at: NestedGpa::new(stage.root.base().get()), level: scheme.root_level(), global: false };
         let mut table = self.ioatc.first.table(space, iova.get()).unwrap_or(root);
+        let known = table.level;
         loop {
             let level = table.level;
             let at = NestedGpa::new(table.at.get() | scheme.offset(iova.get(), level));
@@ -189,9 +163,12 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
             match entry {
                 Entry::Table { ppn, level: below } => {
                     table = Table { at: NestedGpa::new(ppn.base().get()), level: below, global };
-                    self.ioatc.first.insert_table(space, iova.get(), scheme.shift(level), table);
                 }
                 Entry::Leaf { shift } => {
+                    // The lowest table is all that the next page needs.
+                    if level != known {
+                        self.ioatc.first.insert_table(space, iova.get(), scheme.shift(level.saturating_add(1)), table);
+                    }
                     let leaf = Leaf { pte, shift, global };
                     self.ioatc.first.insert_leaf(space, iova.get(), leaf);
                     return Ok(leaf);
@@ -271,6 +248,7 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
         let scheme = stage.scheme();
         let root = Table { at: stage.root.base(), level: scheme.root_level(), global: false };
         let mut table = self.ioatc.second.table(&stage.space(), gpa.get()).unwrap_or(root);
+        let known = table.level;
         loop {
             let level = table.level;
             let at = table.at.or(scheme.offset(gpa.get(), level));
@@ -278,9 +256,12 @@ impl<M: GuestMemory, const CACHE: usize> Walker<'_, M, CACHE> {
             match entry {
                 Entry::Table { ppn, level: below } => {
                     table = Table { at: ppn.base(), level: below, global: false };
-                    self.ioatc.second.insert_table(&stage.space(), gpa.get(), scheme.shift(level), table);
                 }
                 Entry::Leaf { shift } => {
+                    if level != known {
+                        let above = scheme.shift(level.saturating_add(1));
+                        self.ioatc.second.insert_table(&stage.space(), gpa.get(), above, table);
+                    }
                     let leaf = Leaf { pte, shift, global: false };
                     self.ioatc.second.insert_leaf(&stage.space(), gpa.get(), leaf);
                     return Ok(leaf);

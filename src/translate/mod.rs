@@ -23,6 +23,7 @@ use crate::id::{DeviceId, Gscid, ProcessId, Pscid};
 use crate::mem::View;
 use crate::msi::Destination;
 use crate::pdt::ProcessDirectory;
+use crate::pt::pte::Pte;
 use crate::pt::{Extensions, FirstStage, Implicit, Loads, Mapping, Need, SecondStage, Stop, Walker};
 use crate::regs::file::Registers;
 
@@ -183,11 +184,12 @@ impl<M: GuestMemory, const CACHE: usize> Env<'_, M, CACHE> {
         // UNSPECIFIED: also above the 34 bits that SXL leaves the second stage (rule DC-14).
         if let (Some(msi), Some(stage)) = (dc.msi.filter(|msi| msi.matches(first.to)), dc.second_stage) {
             let destination = self.message(&msi, stage.gscid, first.to, ask)?;
-            let second = Mapping { execute: false, ..Mapping::identity(Gpa::new(0)) };
+            let second = Mapping::identity(Gpa::new(0));
+            let second = Mapping { pte: second.pte.with_x(false), ..second };
             return Ok(Outcome { to: To::Msi(destination), ..outcome(&first, &second, &entered, dc) });
         }
         // 19. Second stage. D is of no use where the first does not allow the write (rule AD-09).
-        let need = Need { dirties: need.dirties && first.write, ..need };
+        let need = Need { dirties: need.dirties && first.pte.w(), ..need };
         let second = walker.second_stage(first.to, need).map_err(stop)?;
         // 20. Done.
         let mut shift = first.shift.min(second.shift);
@@ -313,13 +315,15 @@ fn untranslated(origin: &Origin, qos: QosIds) -> Outcome {
 
 /// What the request needs of the leaf entries of both stages (rules ACC-05 to ACC-07).
 fn need(ask: Ask, is_translated: bool, entered: &Entered) -> Need {
-    let access = ask.access();
-    let needs = |wanted: Access| !ask.is_ats && access == wanted;
-    Need {
+    let bits = match ask.access() {
+        _ if ask.is_ats => Pte::new(),
+        Access::Read => Pte::new().with_r(true),
+        Access::Write => Pte::new().with_w(true),
         // UNSPECIFIED: a fetch needs X, and R as well if it is translated (rule ACC-06).
-        read: needs(Access::Read) || (is_translated && needs(Access::Execute)),
-        write: needs(Access::Write),
-        execute: needs(Access::Execute),
+        Access::Execute => Pte::new().with_x(true).with_r(is_translated),
+    };
+    Need {
+        bits,
         dirties: ask.writes,
         supervisor: entered.supervisor,
         // UNSPECIFIED: an ATS request gets R and W there, without X (rule ATS-11).
@@ -342,17 +346,18 @@ fn fault(stop: Stop, access: Access) -> Fault {
 
 /// What both stages together allow.
 fn outcome(first: &Mapping<NestedGpa>, second: &Mapping<Gpa>, entered: &Entered, dc: &Checked) -> Outcome {
+    let both = Pte::from_bits(first.pte.into_bits() & second.pte.into_bits());
     Outcome {
         to: To::Memory(second.to),
         gpa: first.to,
         shift: PAGE_SHIFT,
         permissions: Permissions {
-            read: first.read && second.read,
-            write: first.write && second.write && first.dirty && second.dirty,
-            execute: first.execute && second.execute && !(entered.supervisor && first.user),
+            read: both.r(),
+            write: both.w() && both.d(),
+            execute: both.x() && !(entered.supervisor && first.pte.u()),
         },
         global: first.global,
-        memory_type: Pbmt::resolve(first.memory_type, second.memory_type),
+        memory_type: Pbmt::resolve(first.pte.pbmt(), second.pte.pbmt()),
         qos: qos_ids(dc),
         pscid: entered.first.map(|first| first.pscid),
         t2gpa: dc.tc.t2gpa(),
