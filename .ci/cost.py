@@ -9,6 +9,7 @@
 """
 
 import json
+import platform
 import re
 import sys
 from pathlib import Path
@@ -54,7 +55,14 @@ def same(first, second):
     print(f"   {len(first)} counts are the same to the instruction on two runs")
 
 
-COST = Budgets(".ci/cost", "benches/budgets.toml", "docs/cost.md", "instructions", ABOUT, table)
+def copies():
+    """What copies memory, which is counted with the crate: the C library, by what the processor can do."""
+    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    chosen = [flag for flag in ["avx2", "erms", "fsrm"] if flags and flag in flags[1].split()]
+    return {"libc": " ".join(platform.libc_ver()), "processor": " ".join([platform.machine(), *chosen])}
+
+
+COST = Budgets(".ci/cost", "benches/budgets.toml", "docs/cost.md", "instructions", ABOUT, table, copies)
 
 
 def main():
