@@ -21,6 +21,8 @@ use riscv_viommu::{
 };
 
 type Plain = VIommu<Host, 4, 4, 8, 2, 2>;
+/// 16 devices fit into a page here, too.
+const _: () = assert!(size_of::<VIommu<Host, 16, 1, 0, 1, 0>>() <= 4096);
 #[cfg(feature = "wrapped")]
 type Traced = VIommu<Trace<Host, fn(&Call<'_>)>, 4, 4>;
 #[cfg(feature = "wrapped")]
