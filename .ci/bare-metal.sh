@@ -88,7 +88,7 @@ rust_src() {
 rust_src_from() {
     local suite=$1 release=$2 version
     [[ -f $cache/rust-src-$release.deb ]] && return
-    apt_lists "$suite" || die "no package list of Debian's $suite: see why above, mend it $advice"
+    patiently apt_lists "$suite" || die "no package list of Debian's $suite: see why above, mend it $advice"
     version=$("${apt_cache[@]}" madison rust-src | awk -v release="$release" '
         !found && (index($3, release "+") == 1 || index($3, release "-") == 1) { print $3; found = 1 }')
     [[ -n $version ]] || return 1
@@ -111,6 +111,16 @@ apt_lists() {
         "${apt_get[@]}" update >"$log" 2>&1 && return
     fi
     grep '^[EW]: ' "$log" >&2
+    return 1
+}
+
+# patiently COMMAND...: tries again for some minutes: a mirror that is being updated has lists that do not fit each other.
+patiently() {
+    local try
+    for try in {1..5}; do
+        "$@" && return
+        ((try == 5)) || sleep 60
+    done
     return 1
 }
 

@@ -9,15 +9,15 @@ use core::hint::black_box;
 use core::panic::PanicInfo;
 
 use host::{Host, any, any_u32, keep, maybe, some};
-#[cfg(feature = "wrapped")]
-use riscv_viommu::{
-    Behind, FanOut, Parts,
-    backend::{Call, Trace},
-};
 use riscv_viommu::{
     Ats, AtsRequest, Attachment, Capabilities, Config, DeviceId, DevicePolicy, Epoch, FaultHead, FaultRecord,
     FenceOutcome, Gpa, Gxl, HostFault, InvalidationCompletion, Iova, Itag, PageRequest, PageRequestPayload, Prgi,
     ProcessId, Quirks, Request, Ticket, VIommu, Width,
+};
+#[cfg(feature = "wrapped")]
+use riscv_viommu::{
+    Behind, FanOut, Parts,
+    backend::{Call, Trace},
 };
 
 type Plain = VIommu<Host, 4, 4, 8, 2, 2>;

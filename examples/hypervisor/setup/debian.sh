@@ -21,7 +21,7 @@ setup() {
 setup_tools() {
     local tool
     echo "== QEMU, dtc, cpio, xz (40 MB)"
-    apt_lists trixie trixie-backports || die "no package lists of Debian's trixie: see why above, mend it $advice"
+    patiently apt_lists trixie trixie-backports || die "no package lists of Debian's trixie: see why above, mend it $advice"
     # As for an empty machine, so that all they depend on comes along.
     quiet download-tools "${apt_get[@]}" install --yes --download-only --no-install-recommends \
         --target-release trixie-backports qemu-system-riscv opensbi device-tree-compiler cpio xz-utils
@@ -51,12 +51,14 @@ setup_linux() {
     local apt_architecture=riscv64 suite package='' packages version image config
     echo "== Linux for riscv64 (130 MB)"
     for suite in $kernel_suites; do
-        if apt_lists "$suite" trixie; then
+        # Backports have no busybox, and need trixie for it; sid has one, and does without trixie where that fails.
+        if apt_lists "$suite" trixie || apt_lists "$suite"; then
             package=$("${apt_cache[@]}" pkgnames linux-image- |
-                grep -E '^linux-image-[0-9].*-riscv64$' | sort -V | tail -n 1) && break
-        else
-            echo "   no package lists of Debian's $suite, for the reason above" >&2
+                grep -E '^linux-image-[0-9].*-riscv64$' | sort -V | tail -n 1) &&
+                "${apt_cache[@]}" show busybox-static >/dev/null 2>&1 && break
+            package=''
         fi
+        echo "   no kernel and busybox in Debian's $suite, for the reason above" >&2
     done
     version=${package#linux-image-}
     [[ $version ]] || die "no kernel in Debian's $kernel_suites: mend it, or name other suites in KERNEL_SUITES"
