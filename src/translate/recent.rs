@@ -31,7 +31,8 @@ impl Key {
     fn place(&self, places: usize) -> Option<usize> {
         let whose = self.device.device().get().wrapping_add(self.process.map_or(0, ProcessId::get));
         let mixed = self.page.wrapping_add(u64::from(whose.wrapping_mul(0x9e37_79b1) >> 16));
-        usize::try_from(mixed).unwrap_or_default().checked_rem(places)
+        let place = mixed.checked_rem(u64::try_from(places).ok()?)?;
+        usize::try_from(place).ok()
     }
 }
 
