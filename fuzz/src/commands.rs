@@ -3,7 +3,8 @@
 use arbitrary::Arbitrary;
 use riscv_viommu::mock::guest::{AtsCommand, Iofence, Iotinval, inval_ddt, inval_pdt, register as reg};
 use riscv_viommu::{
-    AtsRequest, DeviceId, DeviceMessage, Gpa, Gscid, Health, InvalidationCompletion, ProcessId, Pscid, Request, Width,
+    AtsRequest, DeviceId, DeviceMessage, Gpa, Gscid, Health, InvalidationCompletion, ProcessId, Progress, Pscid,
+    Request, Width,
 };
 
 use crate::guest::{COMMANDS_LOG2, Meaning, PROCESS, PSCID, Place, Value};
@@ -229,8 +230,10 @@ fn take_away(machine: &mut Machine, device: u8) {
     }
     // Nor were the two written over commands that may have been fetched, or past the head, where they are in no queue.
     let behind_head = |index: u64| index.wrapping_sub(machine.read(reg::CQH)) % (1 << COMMANDS_LOG2);
+    // With the tail moved back to the head, a fence that was fetched may still wait there.
+    let waits = u64::from(machine.iommu.progress() != Progress::Idle);
     let first = behind_head(tail.wrapping_sub(2));
-    if first < behind_head(machine.read(reg::CQT)) || first + 2 >= 1 << COMMANDS_LOG2 {
+    if first < behind_head(machine.read(reg::CQT)).max(waits) || first + 2 >= 1 << COMMANDS_LOG2 {
         return;
     }
     let _ = machine.call(|iommu| iommu.write(reg::CQT, Width::U32, tail));
