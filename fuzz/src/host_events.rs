@@ -120,7 +120,7 @@ impl Action {
                 let _ = machine.call(|iommu| iommu.fence_done(ticket, outcome));
             }
             Self::FencesFail => {
-                for ticket in physical.complete_all() {
+                for ticket in physical.fail_all() {
                     let _ = machine.call(|iommu| iommu.fence_done(ticket, FenceOutcome::Failed));
                 }
             }

@@ -296,9 +296,14 @@ impl Contract {
     /// After Fatal no batch is issued again: every device is blocked until all is flushed.
     fn answered(&mut self, error: OrderError) {
         if error == OrderError::Fatal {
-            self.failed = true;
-            self.flush = Flush::Degraded;
+            self.fail();
         }
+    }
+
+    /// An order was answered with Fatal, or a fence ended so.
+    pub(super) fn fail(&mut self) {
+        self.failed = true;
+        self.flush = Flush::Degraded;
     }
 
     fn books(&mut self, device: PhysicalDevice, order: &str) -> &mut Books {

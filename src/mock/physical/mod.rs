@@ -130,6 +130,17 @@ impl Physical {
         self.complete(Ticket::new(u64::MAX))
     }
 
+    /// Every fence ends, and none is known to be complete: what to tell
+    /// [`fence_done`](crate::VIommu::fence_done) with [`Failed`](FenceOutcome::Failed).
+    #[must_use]
+    pub fn fail_all(&self) -> Vec<Ticket> {
+        let ended = self.complete_all();
+        if !ended.is_empty() {
+            self.vm().contract.fail();
+        }
+        ended
+    }
+
     /// How a fence that [completed](Self::complete) ended, for [`fence_done`](crate::VIommu::fence_done).
     #[must_use]
     pub fn outcome(&self, ticket: Ticket) -> FenceOutcome {
